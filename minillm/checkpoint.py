@@ -1,0 +1,146 @@
+"""Checkpoints that survive a crash at any moment.
+
+A checkpoint is a folder of three files: the weights and the optimizer's tensors as safetensors, everything else as
+JSON, with a hash of the other two. It is written under another name, flushed to the disk, and renamed; a rename happens
+wholly or not at all. So whatever is called step-… is whole, and a kill leaves the one before.
+Chapter: train.
+
+Choice: nothing is pickled, so loading a checkpoint cannot run code.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minillm.model import ModelConfig, Transformer
+from minillm.support.files import new_directory, sha256_of
+from minillm.train import State
+
+
+FORMAT = "minillm-checkpoint"
+
+
+def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Move a nested structure's tensors into `tensors`; what returns is JSON with a pointer where each tensor was.
+
+    >>> tensors = {}
+    >>> flatten({"a": [1, torch.zeros(2)]}, tensors), list(tensors)
+    ({'a': [1, {'tensor': '/a/1'}]}, ['/a/1'])
+    """
+    if isinstance(tree, Tensor):
+        tensors[path] = tree.detach().contiguous()
+        return {"tensor": path}
+    if isinstance(tree, dict):
+        return {str(key): flatten(value, tensors, f"{path}/{key}") for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [flatten(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]
+    return tree
+
+
+def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put the tensors back; keys that are whole numbers become numbers again, as optimizers want them."""
+    if isinstance(tree, dict):
+        if set(tree) == {"tensor"}:
+            return tensors[tree["tensor"]]
+        return {int(k) if k.isdigit() else k: unflatten(value, tensors) for k, value in tree.items()}
+    if isinstance(tree, list):
+        return [unflatten(value, tensors) for value in tree]
+    return tree
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` returns; `state` is None where only the weights were kept."""
+
+    model: Transformer
+    state: State | None
+    extra: dict[str, Any]
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The weights as one safetensors file; a tied head is stored once."""
+    named = dict(model.named_parameters())
+    save_file({name: p.detach().contiguous() for name, p in named.items()}, path)
+
+
+def save_checkpoint(
+    directory: Path, model: Transformer, state: State, extra: dict[str, Any] | None = None, keep: int = 2
+) -> Path:
+    """Write `directory`/step-…, then delete all but the newest `keep`; return its path.
+
+    `extra` is JSON of the caller's. Raises OSError if the disk is full; what was there before stays.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, not {keep}: a run without a checkpoint cannot go on")
+    target = directory / f"step-{state.step:08d}"
+    tensors: dict[str, Tensor] = {}
+    tree = flatten(vars(state), tensors)
+    with new_directory(target) as folder:
+        save_weights(model, folder / "model.safetensors")
+        save_file(tensors, folder / "state.safetensors")
+        hashes = {name: sha256_of(folder / name) for name in ("model.safetensors", "state.safetensors")}
+        about = {"format": FORMAT, "version": 1, "model": asdict(model.config), "window": model.window}
+        text = json.dumps({**about, "state": tree, "extra": extra or {}, "sha256": hashes}, indent=1)
+        (folder / "checkpoint.json").write_text(text, encoding="utf-8")
+    for old in checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(p for p in directory.iterdir() if re.fullmatch(r"step-\d{8}", p.name))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or the newest one in a folder of them.
+
+    ValueError, naming the file and the way out, for anything missing, truncated, changed, or written by something else.
+    """
+    path = Path(path)
+    if not (path / "checkpoint.json").is_file():
+        found = checkpoints(path)
+        if not found:
+            raise ValueError(f"{path} holds no checkpoint; expected {path / 'checkpoint.json'} or folders step-…")
+        path = found[-1]
+    about = read_about(path / "checkpoint.json")
+    parts = {name: read_tensors(path / name, expected) for name, expected in about["sha256"].items()}
+    try:
+        model = Transformer(ModelConfig(**about["model"]), window=about["window"])
+        model.load_state_dict(parts["model.safetensors"], strict=not model.config.tie_embeddings)
+        state = State(**unflatten(about["state"], parts["state.safetensors"])) if about["state"] else None
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit this version of minillm: {str(error).splitlines()[0]}") from error
+    return Checkpoint(model, state, about["extra"])
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The JSON part, checked; ValueError says what is wrong with it."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); use an older checkpoint of the run") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ValueError(f'{path} was not written by minillm; expected "format": "{FORMAT}"')
+    return about
+
+
+def read_tensors(path: Path, expected_sha256: str) -> dict[str, Tensor]:
+    """A safetensors file, checked against its hash."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; use an older checkpoint of the run")
+    if sha256_of(path) != expected_sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not the recorded one; use an older checkpoint of the run")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
