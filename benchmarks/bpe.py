@@ -20,7 +20,7 @@ from typing import Any
 
 from minillm.support import artifacts
 from minillm.support.huggingface_tokenizer import visible
-from minillm.tokenizer import WORD, Tokenizer
+from minillm.tokenizer import Tokenizer
 
 
 def shakespeare() -> list[str]:

@@ -70,25 +70,34 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file({name: p.detach().contiguous() for name, p in named.items()}, path)
 
 
-def save_checkpoint(
-    directory: Path, model: Transformer, state: State, extra: dict[str, Any] | None = None, keep: int = 2
-) -> Path:
-    """Write `directory`/step-…, then delete all but the newest `keep`; return its path.
+def write_checkpoint(
+    target: Path, model: Transformer, state: State | None = None, extra: dict[str, Any] | None = None
+) -> None:
+    """Write one checkpoint folder, whole or not at all; without a state it holds the weights alone.
 
     `extra` is JSON of the caller's. Raises OSError if the disk is full; what was there before stays.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}: a run without a checkpoint cannot go on")
-    target = directory / f"step-{state.step:08d}"
-    tensors: dict[str, Tensor] = {}
-    tree = flatten(vars(state), tensors)
     with new_directory(target) as folder:
         save_weights(model, folder / "model.safetensors")
-        save_file(tensors, folder / "state.safetensors")
-        hashes = {name: sha256_of(folder / name) for name in ("model.safetensors", "state.safetensors")}
+        tree = None
+        if state is not None:
+            tensors: dict[str, Tensor] = {}
+            tree = flatten(vars(state), tensors)
+            save_file(tensors, folder / "state.safetensors")
+        hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         about = {"format": FORMAT, "version": 1, "model": asdict(model.config), "window": model.window}
         text = json.dumps({**about, "state": tree, "extra": extra or {}, "sha256": hashes}, indent=1)
         (folder / "checkpoint.json").write_text(text, encoding="utf-8")
+
+
+def save_checkpoint(
+    directory: Path, model: Transformer, state: State, extra: dict[str, Any] | None = None, keep: int = 2
+) -> Path:
+    """Write `directory`/step-…, then delete all but the newest `keep`; return its path."""
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, not {keep}: a run without a checkpoint cannot go on")
+    target = directory / f"step-{state.step:08d}"
+    write_checkpoint(target, model, state, extra)
     for old in checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     return target

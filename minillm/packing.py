@@ -176,8 +176,6 @@ def open_shards(directory: Path) -> TokenShards:
 
 def gather(tokens: TokenShards, places: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
     """The tokens at these places of the stream, whichever shards they lie in."""
-    if len(tokens.shards) == 1:
-        return tokens.shards[0][places].astype(np.int64)
     which, offset = np.divmod(places, tokens.shard_tokens)
     found = np.empty(places.shape, np.int64)
     for shard in np.unique(which):
@@ -231,8 +229,7 @@ RowReader = Callable[[TokenShards, np.ndarray, int], tuple[Tensor, ...]]
 class Batches:
     """Endless shuffled batches, the same for the same seed; `read` is packed_rows or document_rows.
 
-    `drawn` counts batches: Batches(...).skip(n) goes on where another had drawn n, without drawing them. Raises
-    ValueError when the stream is shorter than a batch.
+    Batches(...).skip(n) goes on where another had drawn n. Raises ValueError for a stream shorter than a batch.
     """
 
     def __init__(
@@ -295,9 +292,8 @@ class HeldOutBatches:
 def held_out_batches(
     tokens: TokenShards, batch_size: int, seq_len: int, read: RowReader = packed_rows
 ) -> HeldOutBatches:
-    """Every token of the stream as a target exactly once, in order; targets past its end are IGNORED.
+    """Every token of the stream as a target exactly once, in order; the last row is filled up with IGNORED targets.
 
-    The very first token is predicted from the last, which as an end-of-text precedes any document. The last batch may
-    have fewer rows.
+    The very first token is predicted from the last, which as an end-of-text can precede any document.
     """
     return HeldOutBatches(tokens, batch_size, seq_len, read)

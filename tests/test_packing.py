@@ -136,7 +136,7 @@ def test_skipping_equals_drawing(tmp_path, skipped, read):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def naive_document_row(owner: list[int], start: int, seq_len: int) -> tuple[list[int], list[int]]:
+def naive_document_row(owner: list[tuple[int, int]], start: int, seq_len: int) -> tuple[list[int], list[int]]:
     """Targets and positions by walking token by token; owner is (document, place in it) of each token of the ring."""
     n, targets, positions = len(owner), [], []
     position = 0
