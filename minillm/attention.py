@@ -36,6 +36,60 @@ def causal_mask(T: int, S: int, window: int | None = None) -> Bool[Tensor, "T S"
     return mask if window is None else mask.triu(S - T - window + 1)
 
 
+def split_heads(x: Float[Tensor, "B T HD"], head_dim: int) -> Float[Tensor, "B H T D"]:
+    """Cut the width into heads and put them beside the batch, where they no longer meet."""
+    return rearrange(x, "B T (H D) -> B H T D", D=head_dim)
+
+
+def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T HD"]:
+    """Put the heads side by side again."""
+    return rearrange(x, "B H T D -> B T (H D)")
+
+
+def share_heads(x: Float[Tensor, "B K S D"], n_heads: int) -> Float[Tensor, "B H S D"]:
+    """Repeat each of the K key-value heads for the H/K query heads that it serves (Ainslie et al. 2023, section 2.2)."""
+    return x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
+def attention_weights(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H S D"], mask: Bool[Tensor, "*M T S"]
+) -> Float[Tensor, "B H T S"]:
+    """How much each query looks at each key: not negative, and adding up to 1 over the keys."""
+    scores = q @ k.mT / math.sqrt(q.shape[-1])  # unit variance where q and k have it
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
+def attend(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Bool[Tensor, "*M T S"] | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """Average the values, weighted by how well each key answers the query.
+
+    Without a mask the T queries are the last of the S keys, and none sees the future.
+    """
+    if mask is None:
+        mask = causal_mask(q.shape[2], k.shape[2]).to(q.device)
+    k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
+    return attention_weights(q, k, mask) @ v
+
+
+def attend_torch(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Bool[Tensor, "*M T S"] | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """The same as `attend` by PyTorch's fused kernel, which never writes the (T, S) scores to memory."""
+    T, S = q.shape[2], k.shape[2]
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S).to(q.device)
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
 def visible(
     positions: Int[Tensor, "B T"], key_positions: Int[Tensor, "B S"], window: int | None = None
 ) -> Bool[Tensor, "B 1 T S"]:
@@ -56,40 +110,6 @@ def visible(
     return seen[:, None]
 
 
-def attend(
-    q: Float[Tensor, "B H T D"],
-    k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
-    mask: Bool[Tensor, "*M T S"] | None = None,
-) -> Float[Tensor, "B H T D"]:
-    """Average the values, weighted by how well each key answers the query.
-
-    Each of the K key-value heads serves H/K query heads. Without a mask the T queries are the last of the S keys, and
-    none sees the future.
-    """
-    T, S = q.shape[2], k.shape[2]
-    if mask is None:
-        mask = causal_mask(T, S).to(q.device)
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, T, S), unit variance at initialisation
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
-
-
-def attend_torch(
-    q: Float[Tensor, "B H T D"],
-    k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
-    mask: Bool[Tensor, "*M T S"] | None = None,
-) -> Float[Tensor, "B H T D"]:
-    """The same as `attend` by PyTorch's fused kernel, which never writes the (T, S) scores to memory."""
-    T, S = q.shape[2], k.shape[2]
-    if mask is None and 1 < T < S:
-        mask = causal_mask(T, S).to(q.device)
-    return nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
 def visibility(
     T: int, S: int, positions: Int[Tensor, "B T"] | None, key_positions: Int[Tensor, "B S"] | None, window: int | None
 ) -> Bool[Tensor, "*M T S"] | None:
@@ -99,16 +119,6 @@ def visibility(
     if window is not None and S > window:
         return causal_mask(T, S, window)
     return None
-
-
-def split_heads(x: Float[Tensor, "B T HD"], head_dim: int) -> Float[Tensor, "B H T D"]:
-    """Cut the width into heads and put them beside the batch, where they no longer meet."""
-    return rearrange(x, "B T (H D) -> B H T D", D=head_dim)
-
-
-def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T HD"]:
-    """Put the heads side by side again."""
-    return rearrange(x, "B H T D -> B T (H D)")
 
 
 @runtime_checkable

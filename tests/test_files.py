@@ -47,6 +47,20 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     assert names(tmp_path) == ["state.bin"]
 
 
+def test_the_old_file_is_never_opened_for_writing(tmp_path, monkeypatch):
+    path = tmp_path / "state.bin"
+    path.write_bytes(b"old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)  # the last moment at which a kill may come
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["state.bin"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_truly_full_device_is_recognised(tmp_path):
     with pytest.raises(files.DiskFullError, match="The disk is full"), files.new_directory(tmp_path / "run"):

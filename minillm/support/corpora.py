@@ -17,8 +17,8 @@ from pathlib import Path
 from minillm.support.artifacts import ARTIFACTS, ArtifactUnavailable, fetch, is_cached, members
 
 
-# One work of each genre, 9.5 % of the bytes: a tragedy, a comedy, a history and a poem. The sonnets would not do:
-# two of them stand in The Passionate Pilgrim as well, which is in the training text.
+# One work of each genre, 9.5 % of the bytes: a tragedy, a comedy, a history and a poem. Of their 9,136 lines of 30
+# characters or more, 7 stand in the other works too: a refrain that Lear's fool sings as well, and headings of scenes.
 SHAKESPEARE_HELD_OUT = ("macbeth", "twelfth_night", "richard_iii", "rape_of_lucrece")
 
 TEXT_KINDS = """
