@@ -36,6 +36,14 @@ def causal_mask(T: int, S: int, window: int | None = None) -> Bool[Tensor, "T S"
     return mask if window is None else mask.triu(S - T - window + 1)
 
 
+def attention_weights(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H S D"], mask: Bool[Tensor, "*M T S"]
+) -> Float[Tensor, "B H T S"]:
+    """How much each query looks at each key: not negative, and adding up to 1 over the keys."""
+    scores = q @ k.mT / math.sqrt(q.shape[-1])  # unit variance where q and k have it
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
 def split_heads(x: Float[Tensor, "B T HD"], head_dim: int) -> Float[Tensor, "B H T D"]:
     """Cut the width into heads and put them beside the batch, where they no longer meet."""
     return rearrange(x, "B T (H D) -> B H T D", D=head_dim)
@@ -47,16 +55,8 @@ def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T HD"]:
 
 
 def share_heads(x: Float[Tensor, "B K S D"], n_heads: int) -> Float[Tensor, "B H S D"]:
-    """Repeat each of the K key-value heads for the H/K query heads that it serves (Ainslie et al. 2023, section 2.2)."""
+    """Repeat each of the K key-value heads for the H/K neighbouring query heads that it serves."""
     return x.repeat_interleave(n_heads // x.shape[1], dim=1)
-
-
-def attention_weights(
-    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H S D"], mask: Bool[Tensor, "*M T S"]
-) -> Float[Tensor, "B H T S"]:
-    """How much each query looks at each key: not negative, and adding up to 1 over the keys."""
-    scores = q @ k.mT / math.sqrt(q.shape[-1])  # unit variance where q and k have it
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
 def attend(

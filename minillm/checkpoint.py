@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minillm.model import ModelConfig, Transformer
-from minillm.support.files import new_directory, sha256_of
+from minillm.support.files import replace_directory, sha256_of
 from minillm.train import State
 
 
@@ -77,7 +77,7 @@ def write_checkpoint(
 
     `extra` is JSON of the caller's. Raises OSError if the disk is full; what was there before stays.
     """
-    with new_directory(target) as folder:
+    with replace_directory(target) as folder:
         save_weights(model, folder / "model.safetensors")
         tree = None
         if state is not None:

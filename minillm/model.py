@@ -93,9 +93,9 @@ def initialise(model: "Transformer") -> None:
     """Draw the weights so that activations keep their size through the depth and the first guess is "anything".
 
     A matrix with n inputs gets uniform noise of variance 1/n, so that unit variance in gives unit variance out (LeCun
-    et al. 1998, "Efficient BackProp", section 4.6). Matrices that write to the residual stream begin at zero and so does
-    the head: every block begins as the identity, every token is equally likely, the first loss is ln V. A tied head
-    cannot be zero; there the table gets GPT-2's deviation of 0.02 and the loss begins near ln V.
+    et al. 1998, "Efficient BackProp", section 4.6). Matrices that write to the residual stream begin at zero and so
+    does the head: every block begins as the identity, every token is equally likely, the first loss is ln V. A tied
+    head cannot be zero; there the table gets GPT-2's deviation of 0.02 and the loss begins near ln V.
     """
     for name, parameter in model.named_parameters():
         if name == "embedding.weight":
@@ -112,6 +112,8 @@ class Transformer(nn.Module):
 
     `window` is how many tokens back a token can look, itself included: `max_seq_len` unless given.
     """
+
+    frequencies: Tensor
 
     def __init__(self, config: ModelConfig, *, window: int | None = None) -> None:
         super().__init__()

@@ -121,9 +121,10 @@ class Muon(Optimizer):
 
     def momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """The running mean of the gradient, looked at one step ahead (Nesterov)."""
+        assert p.grad is not None
         mean = self.state[p].setdefault("mean", torch.zeros_like(p))
         mean.lerp_(p.grad, 1 - group["momentum"])
-        return torch.lerp(p.grad, mean, group["momentum"])  # pyright: ignore[reportArgumentType]
+        return p.grad.lerp(mean, group["momentum"])
 
 
 class Together:

@@ -31,7 +31,7 @@ def loss_figure(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Any:
     """
     if not metrics:
         raise ValueError("there is no step to draw: the run has not begun")
-    figure = new_figure(9, 3.6)
+    figure = new_figure(9.0, 3.6)
     left, right = figure.subplots(1, 2)
     scale, unit = (1e6, "millions") if metrics[-1]["tokens"] > 2e5 else (1e3, "thousands")
     read = [line["tokens"] / scale for line in metrics]

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -85,9 +85,9 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def training_display(every: float = 5.0, stream: TextIO | None = None) -> Iterator[Show]:
+def training_display(every: float = 5.0, stream: Any = None) -> Iterator[Show]:
     """A function to call with every step. `every` is in seconds, for the plain lines of a log."""
-    out: TextIO = stream or sys.stderr
+    out = stream or sys.stderr
     if out.isatty():
         with _bar(out) as show:
             yield show
@@ -95,7 +95,7 @@ def training_display(every: float = 5.0, stream: TextIO | None = None) -> Iterat
         yield _lines(out, every)
 
 
-def _lines(stream: TextIO, every: float) -> Show:
+def _lines(stream: Any, every: float) -> Show:
     loss, speed, last = Smoother(), Smoother(), time.monotonic() - every
 
     def show(report: Report) -> None:
@@ -114,7 +114,7 @@ def _lines(stream: TextIO, every: float) -> Show:
 
 
 @contextmanager
-def _bar(stream: TextIO) -> Iterator[Show]:
+def _bar(stream: Any) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

@@ -1,0 +1,49 @@
+# Targets work on a machine that has Python 3.11 or later and make; everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+SANITIZE := $(addprefix --nbval-sanitize-with ,$(wildcard notebooks/*.cfg))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab train test lint format plots small-model
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with all that the course needs (PYTHON=python3.12 chooses another Python)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "minillm needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	        "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) torch  # first and pinned: what pip would choose by itself may be a build of several gigabytes
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+lab: $(STAMP) ## Open the course in JupyterLab (ARGS=--no-browser and the like are passed on)
+	$(BIN)/jupyter lab notebooks/00_tour.ipynb $(ARGS)
+
+train: $(STAMP) ## Train the small model on Shakespeare in about three minutes (ARGS='--steps 200 …' are passed on)
+	$(BIN)/minillm train --preset nano $(ARGS)
+
+test: $(STAMP) ## Run all tests and compare all notebooks with their outputs
+	$(BIN)/python -m pytest --nbval $(SANITIZE) tests minillm notebooks $(ARGS)
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP) ## Put style and formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+plots: $(STAMP) ## Draw docs/images/loss.png from the best finished run
+	$(BIN)/minillm plot --to docs/images/loss.png $(ARGS)
+
+small-model: $(STAMP) ## Make data/models/nano, which travels in the wheel, from the best finished run
+	$(BIN)/minillm export --to data/models/nano --replace $(ARGS)
