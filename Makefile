@@ -3,12 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
+BOOK_STAMP := .venv/.stamp-book
+BROWSER_STAMP := .venv/.stamp-browser
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SANITIZE := $(addprefix --nbval-sanitize-with ,$(wildcard notebooks/*.cfg))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab train test lint format plots small-model
+.PHONY: help setup lab train test lint format plots small-model run-notebooks book test-browser
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,3 +49,21 @@ plots: $(STAMP) ## Draw docs/images/loss.png from the best finished run
 
 small-model: $(STAMP) ## Make data/models/nano, which travels in the wheel, from the best finished run
 	$(BIN)/minillm export --to data/models/nano --replace $(ARGS)
+
+run-notebooks: $(STAMP) ## Run the notebooks and keep what they show (ARGS=notebooks/05_attention.ipynb runs one)
+	$(BIN)/python -m minillm.course.run_notebooks $(ARGS)
+
+book: $(BOOK_STAMP) ## Build the book from the notebooks as they are: book/_build/html/index.html
+	$(BIN)/jupyter-book build . --config book/_config.yml --toc book/_toc.yml --path-output book \
+	    -W -n --keep-going --all $(ARGS)
+
+test-browser: book $(BROWSER_STAMP) ## Look at the book and at JupyterLab with a real browser (needs Chromium)
+	$(BIN)/python -m pytest -rs tests_browser
+
+$(BOOK_STAMP): $(STAMP)
+	$(PIP_INSTALL) -e '.[book]'
+	@touch $@
+
+$(BROWSER_STAMP): $(STAMP)
+	$(PIP_INSTALL) -e '.[browser]'
+	@touch $@

@@ -61,20 +61,23 @@ def rotary_frequencies(head_dim: int, theta: float = 10_000.0) -> Float[Tensor, 
 
 def rotary_angles(
     positions: Int[Tensor, "*B T"], frequencies: Float[Tensor, " D_half"]
-) -> tuple[Float[Tensor, "*B 1 T D_half"], Float[Tensor, "*B 1 T D_half"]]:
-    """Cosine and sine of every pair's angle at each position, with an axis of one for the heads."""
+) -> tuple[Float[Tensor, "*B 1 T D"], Float[Tensor, "*B 1 T D"]]:
+    """Cosine and signed sine of each coordinate's angle at each position, with an axis of one for the heads.
+
+    Both halves of a head turn by the same angles; the sine is negative for the first half, as `rotate` wants it.
+    """
     angles = (positions[..., None] * frequencies).unsqueeze(-3)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(
-    x: Float[Tensor, "B H T D"], angles: tuple[Float[Tensor, "*B 1 T D_half"], Float[Tensor, "*B 1 T D_half"]]
+    x: Float[Tensor, "B H T D"], angles: tuple[Float[Tensor, "*B 1 T D"], Float[Tensor, "*B 1 T D"]]
 ) -> Float[Tensor, "B H T D"]:
-    """Turn the pair (x[i], x[i + D/2]) of every head by its angle.
+    """Turn the pair (x[i], x[i + D/2]) of every head by its angle: (a, b) becomes (a cos - b sin, b cos + a sin).
 
     A rotation keeps lengths; the product of a rotated query and a rotated key depends on the distance of their
     positions alone. Su et al. 2021, equation 34.
     """
     cos, sin = angles
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)  # roll exchanges the two halves

@@ -86,8 +86,9 @@ def sampler(
 
     def sample(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
         logits = logits.float().cpu() / temperature
-        for keep, amount in ((top_k, k), (top_p, p), (min_p, minimum)):
-            logits = logits if amount is None else keep(logits, amount)
+        logits = logits if k is None else top_k(logits, k)
+        logits = logits if p is None else top_p(logits, p)
+        logits = logits if minimum is None else min_p(logits, minimum)
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=random)[:, 0]
 
     return sample
@@ -139,25 +140,27 @@ def decode(
     for prompt in prompts:
         check_prompt(model, prompt, max_new_tokens)
     device = next(model.parameters()).device
-    ids, positions = (x if x is None else x.to(device) for x in pad_left(prompts))
+    ids, positions = pad_left(prompts)
+    ids, positions = ids.to(device), None if positions is None else positions.to(device)
+    penalty = repetition_penalty != 1.0
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
     for row, prompt in zip(seen, prompts):
-        row[torch.tensor(prompt)] = repetition_penalty != 1.0
+        row[torch.tensor(prompt)] = True
     model.eval()
     new_ids, new_positions = ids, positions
     for _ in range(max_new_tokens):
         logits = model(new_ids, new_positions, cache)[:, -1]
-        if repetition_penalty != 1.0:
-            logits = penalise(logits, seen, repetition_penalty)
-        token = sample(logits).to(device)
+        token = sample(penalise(logits, seen, repetition_penalty) if penalty else logits).to(device)
         yield token.tolist()
-        seen.scatter_(1, token[:, None], repetition_penalty != 1.0)
+        if penalty:
+            seen.scatter_(1, token[:, None], True)
         new_ids = token[:, None]
-        new_positions = None if new_positions is None else new_positions[:, -1:] + 1
+        if new_positions is not None:
+            new_positions = new_positions[:, -1:] + 1
         if cache is None:
-            ids = new_ids = torch.cat((ids, new_ids), dim=1)
-            if positions is not None:
-                positions = new_positions = torch.cat((positions, new_positions), dim=1)
+            new_ids = ids = torch.cat((ids, new_ids), dim=1)
+            if positions is not None and new_positions is not None:
+                new_positions = positions = torch.cat((positions, new_positions), dim=1)
 
 
 def generate(

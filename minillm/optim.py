@@ -181,7 +181,7 @@ Schedule = Callable[[float], float]
 def cosine(done: float, final: float = 0.1) -> float:
     """From 1 down to `final` along half a cosine.
 
-    >>> [round(cosine(x), 3) for x in (0, 0.5, 1)]
+    >>> [round(cosine(x), 3) for x in (0.0, 0.5, 1.0)]
     [1.0, 0.55, 0.1]
     """
     return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
@@ -190,7 +190,7 @@ def cosine(done: float, final: float = 0.1) -> float:
 def stable_decay(done: float, flat: float = 0.4) -> float:
     """At 1 for the share `flat` of training, then in a straight line to 0.
 
-    >>> [round(stable_decay(x), 3) for x in (0, 0.4, 0.7, 1)]
+    >>> [round(stable_decay(x), 3) for x in (0.0, 0.4, 0.7, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
     """
     return 1.0 if done < flat else (1 - done) / (1 - flat)

@@ -138,10 +138,8 @@ def default_optimizer(model: nn.Module, config: TrainConfig) -> Together:
     """Muon for the matrices, AdamW for the rest."""
     groups = parameter_groups(model)
     matrices, rest = groups["matrices"], groups["tables"] + groups["vectors"]
-    return Together(
-        [Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)] * bool(matrices)
-        + [AdamW(rest, lr=config.lr)] * bool(rest)
-    )
+    muon = [Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)] if matrices else []
+    return Together(muon + ([AdamW(rest, lr=config.lr)] if rest else []))
 
 
 def accumulate(
@@ -169,7 +167,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     if max_norm < norm < math.inf:
-        torch._foreach_mul_(gradients, max_norm / norm)
+        for gradient in gradients:
+            gradient.mul_(max_norm / norm)
     return norm.item()
 
 
@@ -179,8 +178,7 @@ def stream(batches: Iterable[Batch], skip: int) -> Iterator[Batch]:
     A `skip(n)` method of the batches is used where there is one. ValueError if the batches end for good.
     """
     if skip and hasattr(batches, "skip"):
-        batches = batches.skip(skip)  # pyright: ignore[reportAttributeAccessIssue]
-        skip = 0
+        batches, skip = batches.skip(skip), 0  # pyright: ignore[reportAttributeAccessIssue]
     served = 0
     while True:
         before = served
@@ -211,6 +209,7 @@ def optimizer_step(
     """
     model.train()
     optimizer.zero_grad()
+    model.zero_grad()  # also what the optimizer does not move: it would grow and weigh in the norm
     nats, tokens = accumulate(model, micro_batches, loss, precision)
     precision.unscale(optimizer)
     norm = clip_gradients(model.parameters(), clip_norm)
@@ -270,6 +269,7 @@ def train(
     config, precision, loss = config or TrainConfig(), precision or Precision(), loss or cross_entropy
     optimizer = optimizer or default_optimizer(model, config)
     torch.manual_seed(config.seed)
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]  # not the rates of the start
     state = restore(start, optimizer, precision)
     source = stream(batches, state.batches)
     warm = (state.step + 2, state.seconds)
@@ -277,8 +277,8 @@ def train(
     while total is None or state.step < total:
         began = time.perf_counter()
         factor = learning_rate_factor(state.step, total, config)
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group.update(initial_lr=rate, lr=rate * factor)
         micro_batches = list(itertools.islice(source, config.accumulation))
         try:
             nats, norm, tokens = optimizer_step(model, micro_batches, loss, optimizer, precision, config.clip_norm)

@@ -231,7 +231,9 @@ def test_without_rotation_the_layer_is_pytorchs():
     theirs.out_proj.weight.data.copy_(ours.output.weight)
     x = torch.randn(2, 5, 12)
     expected, _ = theirs(x, x, x, attn_mask=torch.ones(5, 5, dtype=torch.bool).triu(1), need_weights=False)
-    torch.testing.assert_close(ours(x, (torch.ones(1, 5, 2), torch.zeros(1, 5, 2))), expected)
+    torch.testing.assert_close(
+        ours(x, rotary_angles(torch.zeros(5, dtype=torch.long), rotary_frequencies(4))), expected
+    )
 
 
 @BOTH

@@ -49,7 +49,7 @@ def assert_same(ours: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("portions", PORTIONS.values(), ids=PORTIONS)
-@pytest.mark.parametrize("window", [1, 7, 64, 200])
+@pytest.mark.parametrize("window", [1, 7, 200])
 @torch.no_grad()
 def test_cached_is_uncached_at_every_position(window, portions):
     model = small(window)
@@ -117,13 +117,13 @@ def test_prompts_of_unequal_length_are_as_if_alone(window):
 @pytest.mark.parametrize("window", [4, 30])
 def test_the_same_tokens_are_generated_past_the_window(window):
     model = small(window)
-    plain = list(generate(model, [1, 2, 3], 70))
+    plain = list(generate(model, [1, 2, 3], 40))
     for cache in caches(window):
-        assert list(generate(model, [1, 2, 3], 70, cache=cache)) == plain
+        assert list(generate(model, [1, 2, 3], 40, cache=cache)) == plain
     prompts = [[1, 2, 3], [4], [5, 6]]
-    batch = list(decode(model, prompts, 70))
+    batch = list(decode(model, prompts, 40))
     for cache in caches(window):
-        assert list(decode(model, prompts, 70, cache=cache)) == batch
+        assert list(decode(model, prompts, 40, cache=cache)) == batch
 
 
 def test_a_cache_that_generated_can_be_used_on():

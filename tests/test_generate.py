@@ -216,24 +216,23 @@ def theirs(model: Transformer, prompts: list[list[int]], n: int, **options) -> l
     return generated.generate(ids, attention_mask=mask, generation_config=config)[:, T:].tolist()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("penalty", [1.0, 1.4])
+@pytest.mark.parametrize(("seed", "penalty"), [(0, 1.0), (1, 1.0), (2, 1.4)])
 def test_greedy_generation_is_that_of_transformers(seed, penalty):
     model = model_for(seed=seed)
     prompt = ids_for(model.config, 1, 6, seed)[0].tolist()
-    expected = theirs(model, [prompt], 25, repetition_penalty=penalty)[0]
+    expected = theirs(model, [prompt], 16, repetition_penalty=penalty)[0]
     for cache in (None, KVCache()):
-        assert list(generate(model, prompt, 25, cache=cache, repetition_penalty=penalty)) == expected
-    assert penalty == 1.0 or expected != list(generate(model, prompt, 25))
+        assert list(generate(model, prompt, 16, cache=cache, repetition_penalty=penalty)) == expected
+    assert penalty == 1.0 or expected != list(generate(model, prompt, 16))
 
 
 def test_prompts_of_unequal_length_are_continued_as_in_transformers():
     model = model_for(vocab_size=60)
     prompts = [ids_for(model.config, 1, n, n)[0].tolist() for n in (5, 1, 8, 8, 2)]
-    expected = theirs(model, prompts, 20)
+    expected = theirs(model, prompts, 12)
     for cache in (None, KVCache()):
-        assert generate_batch(model, prompts, 20, cache=cache) == expected
-        assert [list(row) for row in zip(*decode(model, prompts, 20, cache=cache))] == expected
+        assert generate_batch(model, prompts, 12, cache=cache) == expected
+        assert [list(row) for row in zip(*decode(model, prompts, 12, cache=cache))] == expected
     assert len({tuple(row) for row in expected}) > 1
 
 
@@ -242,10 +241,19 @@ def test_a_batch_is_its_rows_alone(penalty):
     """Past the window too, and with a penalty, which must not count the id that pads."""
     model = model_for(window=9, vocab_size=10)
     prompts = [[2], [5, 6, 7, 8, 9], [3, 1]]
-    alone = [list(generate(model, prompt, 40, repetition_penalty=penalty)) for prompt in prompts]
+    alone = [list(generate(model, prompt, 25, repetition_penalty=penalty)) for prompt in prompts]
     for cache in (None, KVCache(), KVCache(9)):
-        assert generate_batch(model, prompts, 40, cache=cache, repetition_penalty=penalty) == alone
+        assert generate_batch(model, prompts, 25, cache=cache, repetition_penalty=penalty) == alone
     assert any(0 in row for row in alone)  # the padding's id is a token like any other
+
+
+def test_the_penalty_counts_what_was_said_and_not_the_padding():
+    """Token 0 leads, then 1, then 2; a penalty of 2 puts a token that was said behind the others."""
+    model = model_for(vocab_size=4)
+    leads = torch.tensor([1.2, 1.1, 1.0, 0.1])
+    model.register_forward_hook(lambda _, __, logits: leads.expand_as(logits))
+    rows = generate_batch(model, [[3], [3, 3], [0, 3, 3], [1]], 3, repetition_penalty=2.0)
+    assert rows == [[0, 1, 2], [0, 1, 2], [1, 2, 0], [0, 2, 0]]
 
 
 def test_padding_on_the_left():
@@ -410,7 +418,7 @@ def test_after_a_stop_no_more_tokens_are_drawn():
 def test_streams_of_all_kinds_against_the_whole_text():
     """The oracle decodes all that has come so far, and looks for the earliest stop in it, after every token."""
     rng = random.Random(0)
-    for _ in range(3000):
+    for _ in range(1500):
         whole = "".join(rng.choices("aab€é👍", k=rng.randint(0, 12))).encode()
         if rng.random() < 0.3:
             whole += rng.choice([b"\xff", b"\x80a", b"\xe2\x82", b"\xf0\x9f"])

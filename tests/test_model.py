@@ -20,6 +20,7 @@ from transformers import (
 
 from minillm.attention import Attention, attend
 from minillm.baseline import cross_entropy
+from minillm.embeddings import rotary_angles, rotary_frequencies
 from minillm.model import PRESETS, ModelConfig, Transformer, count_parameters, flops_per_token
 
 
@@ -181,10 +182,11 @@ def test_tokens_stand_where_their_positions_say():
 def test_the_future_does_not_leak_and_the_past_does():
     model = randomised(ModelConfig(**TINY))
     ids = ids_for(model.config, 1, 12)
+    base = model(ids)[0]
     for s in range(12):
         changed = ids.clone()
         changed[0, s] = (changed[0, s] + 1) % 31
-        moved = (model(changed) - model(ids))[0].abs().amax(-1)
+        moved = (model(changed)[0] - base).abs().amax(-1)
         assert (moved[:s] == 0).all()
         assert (moved[s:] > 1e-6).all()
 
@@ -225,7 +227,7 @@ def test_parameters_are_counted_as_transformers_counts_them(shape, qk_norm):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("T", [1, 8, 16])
+@pytest.mark.parametrize("T", [1, 16])
 def test_flops_are_those_that_torch_counts(shape, T):
     """Torch counts the scores of the future too: T keys a token where (T + 1) / 2 are seen. All else is equal."""
     config = ModelConfig(**{**TINY, **shape})
@@ -270,7 +272,7 @@ def test_every_block_begins_as_the_identity_and_every_matrix_keeps_unit_variance
     assert model.embedding.weight.std().item() == pytest.approx(1.0, rel=0.02)
     x = torch.randn(2, 7, 128)
     for block in model.blocks:
-        assert torch.equal(block(x, (torch.ones(1, 7, 16), torch.zeros(1, 7, 16))), x)
+        assert torch.equal(block(x, rotary_angles(torch.arange(7), rotary_frequencies(32))), x)
     for name in ("attention.query", "attention.key", "attention.value", "feed_forward.gate", "feed_forward.up"):
         for block in model.blocks:
             linear = block.get_submodule(name)

@@ -24,7 +24,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
 // Very wide pictures scroll on a narrow screen; shrunk to its width they could not be read.
 window.addEventListener("load", () => {
-  for (const image of document.querySelectorAll("div.cell_output img, figure.plate img")) {
+  for (const image of document.querySelectorAll(".bd-article img")) {
     image.classList.toggle("wide", image.naturalWidth > 700);
   }
 });

@@ -112,6 +112,13 @@ def restore_directory(path: Path) -> None:
         shutil.rmtree(aside)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a folder; a kill on the way leaves a leftover, never half a folder of that name."""
+    doomed = _temporary_name(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def remove_leftovers(path: Path, older_than: float = STALE_SECONDS) -> list[Path]:
     """Remove temporaries of this file or folder that a kill left behind; returns them.
 

@@ -45,7 +45,7 @@ class Report(Protocol):
 Show = Callable[[Report], None]
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | int | None) -> str:
     """A time as a person reads it.
 
     >>> duration(7.4), duration(125), duration(3700), duration(None)

@@ -4,24 +4,23 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from minillm.course.chapters import COURSE, Chapter, Course, module_name
+from minillm.course.compare import Mistake as Mistake
+from minillm.course.compare import same as same
+from minillm.course.compare import when as when
 from minillm.course.limits import run_limited, same_randomness
 from minillm.course.signature import signature_mistake
 from minillm.course.source import YOUR_TURN
+from minillm.course.watch import watched
 
 
 SECONDS = 10.0  # a mechanism takes milliseconds; what takes this long never ends
 NOT_WRITTEN = "not written yet"
-
-
-class Mistake(Exception):
-    """Raised by a mechanism that is broken; the message names the likely mistake."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,17 @@ class Result:
 _REGISTRY: dict[str, dict[str, list[Mechanism]]] = {}
 
 
-def checks(part: str, *, seconds: float = SECONDS) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as the next mechanism of a part of the chapter that its module is named after."""
+def checks(
+    part: str, *, seconds: float = SECONDS, chapter: str | None = None
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function as the next mechanism of a part of the chapter that its module is named after.
+
+    A chapter whose checks fill several modules imports them in the one that bears its name; they say `chapter`.
+    """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        listed = _REGISTRY.setdefault(function.__module__, {}).setdefault(part, [])
+        module = function.__module__ if chapter is None else f"{function.__module__.rpartition('.')[0]}.{chapter}"
+        listed = _REGISTRY.setdefault(module, {}).setdefault(part, [])
         new = Mechanism(function.__name__, function, seconds)
         if (again := [i for i, old in enumerate(listed) if old.name == new.name]) != []:
             listed[again[0]] = new  # the module was loaded again
@@ -129,10 +134,10 @@ def run_part(candidate: Any, chapter: Chapter, part: str, course: Course = COURS
     ours = original(chapter, part, course)
     if (mistake := signature_mistake(candidate, ours)) is not None:
         return Result(part, mistake, "signature")
-    watched = _watched(candidate, ours)
+    seen = watched(candidate, ours)
     for mechanism in parts_of(chapter, course)[part]:
         with same_randomness():
-            error = run_limited(functools.partial(mechanism.run, watched), mechanism.seconds)
+            error = run_limited(functools.partial(mechanism.run, seen), mechanism.seconds)
         if error is not None:
             return Result(part, explain(error, candidate, mechanism.seconds), mechanism.name)
     return Result(part)
@@ -156,8 +161,9 @@ def name_of(candidate: Any) -> str:
 
 def explain(error: BaseException, candidate: Any, seconds: float = SECONDS) -> str:
     """One line about what went wrong, for someone who did not write the check."""
+    case = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     if isinstance(error, Mistake):
-        return " ".join(str(error).split())
+        return case + " ".join(str(error).split())
     if isinstance(error, NotImplementedError) and (not str(error) or str(error).startswith(YOUR_TURN)):
         return NOT_WRITTEN
     if isinstance(error, TimeoutError):
@@ -169,42 +175,7 @@ def explain(error: BaseException, candidate: Any, seconds: float = SECONDS) -> s
     message = (str(error).strip().split("\n") or [""])[0]
     words = f"{type(error).__name__}: {message}" if message else type(error).__name__
     line = _line_in(error, candidate)
-    return f"it raised {words} (line {line})" if line else f"what it returned cannot be used ({words})"
-
-
-def same(actual: Any, expected: Any, mistake: str, tolerance: float = 1e-5) -> None:
-    """Raise Mistake unless a value is the expected one; of a tensor, kind, shape, dtype and NaN are looked at first."""
-    import torch
-
-    if isinstance(expected, tuple | list):
-        if not isinstance(actual, tuple | list) or len(actual) != len(expected):
-            raise Mistake(f"it returned {_describe(actual)}, expected {len(expected)} values")
-        for one, other in zip(actual, expected):
-            same(one, other, mistake, tolerance)
-        return
-    if not isinstance(expected, torch.Tensor):
-        number = isinstance(expected, float) and isinstance(actual, int | float)
-        if type(actual) is not type(expected) and not number:
-            raise Mistake(f"it returned {_describe(actual)}, expected {_describe(expected)}")
-        if not (abs(actual - expected) <= tolerance if number else actual == expected):
-            raise Mistake(mistake)
-        return
-    if not isinstance(actual, torch.Tensor):
-        raise Mistake(f"it returned {_describe(actual)}, expected a tensor")
-    if actual.shape != expected.shape:
-        raise Mistake(f"its shape is {tuple(actual.shape)}, expected {tuple(expected.shape)}")
-    if actual.dtype != expected.dtype:
-        raise Mistake(f"its dtype is {actual.dtype}, expected {expected.dtype}")
-    if actual.is_floating_point() and bool((actual.isnan() & ~expected.isnan()).any()):
-        raise Mistake("it returned NaN")
-    if not torch.allclose(actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True):
-        raise Mistake(mistake)
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "None (is the return missing?)"
-    return f"{value!r}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+    return case + (f"it raised {words} (line {line})" if line else f"what it returned cannot be used ({words})")
 
 
 def _line_in(error: BaseException, candidate: Any) -> int | None:
@@ -217,21 +188,3 @@ def _line_in(error: BaseException, candidate: Any) -> int | None:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return line
-
-
-def _watched(candidate: Any, ours: Any) -> Any:
-    """The candidate, but a None where ours returns something is a mistake with a name."""
-    if inspect.isclass(candidate):
-        return candidate
-    annotation = getattr(inspect.unwrap(ours), "__annotations__", {}).get("return", None)
-    if annotation in (None, "None", Any) or type(None) in typing.get_args(annotation):
-        return candidate
-
-    @functools.wraps(candidate)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = candidate(*args, **kwargs)
-        if result is None:
-            raise Mistake("it returned None; is the return missing?")
-        return result
-
-    return watched
