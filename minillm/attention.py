@@ -186,4 +186,4 @@ class Attention(nn.Module):
         if cache is not None:
             k, v, key_positions = cache.update(layer, k, v, positions)
         mask = visibility(q.shape[2], k.shape[2], positions, key_positions, self.window)
-        return self.output(merge_heads(self.attend(q, k, v, mask)))
+        return self.output(merge_heads(self.attend(q, k, v, mask if mask is None else mask.to(x.device))))

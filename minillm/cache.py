@@ -67,6 +67,8 @@ class KVCache:
         positions: Int[Tensor, "B T"] | None,
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"], Int[Tensor, "B S"] | None]:
         """Store the newest T keys and values of a layer, return all kept, oldest first, with their positions."""
+        if positions is None and self.positions is not None:
+            raise ValueError("this cache holds tokens with positions; give the positions of the new tokens too")
         while layer >= len(self.keys):
             self.keys.append(Buffer())
             self.values.append(Buffer())

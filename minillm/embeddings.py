@@ -79,5 +79,5 @@ def rotate(
     A rotation keeps lengths; the product of a rotated query and a rotated key depends on the distance of their
     positions alone. Su et al. 2021, equation 34.
     """
-    cos, sin = angles
+    cos, sin = (a.to(x.dtype) for a in angles)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)  # roll exchanges the two halves

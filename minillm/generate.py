@@ -72,7 +72,7 @@ def sampler(
 
     With a seed it draws the same tokens each time it is made anew. ValueError names a value that cannot be.
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if k is not None and k < 1:
         raise ValueError(f"top-k must keep at least 1 token, not {k}")
@@ -124,7 +124,20 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[
     return ids, (torch.arange(T) - (T - lengths)[:, None]).clamp(min=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def last_logits(
+    model: Any, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None, cache: Cache | None
+) -> Float[Tensor, "B V"]:
+    """What the model says at the last position, without training."""
+    if not model.training:
+        return model(ids, positions, cache)[:, -1]
+    model.eval()
+    try:
+        return model(ids, positions, cache)[:, -1]
+    finally:
+        model.train()
+
+
 def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -139,6 +152,8 @@ def decode(
     """
     for prompt in prompts:
         check_prompt(model, prompt, max_new_tokens)
+    if not repetition_penalty > 0:
+        raise ValueError(f"repetition_penalty must be above 0, not {repetition_penalty}")
     device = next(model.parameters()).device
     ids, positions = pad_left(prompts)
     ids, positions = ids.to(device), None if positions is None else positions.to(device)
@@ -146,10 +161,9 @@ def decode(
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
     for row, prompt in zip(seen, prompts):
         row[torch.tensor(prompt)] = True
-    model.eval()
     new_ids, new_positions = ids, positions
     for _ in range(max_new_tokens):
-        logits = model(new_ids, new_positions, cache)[:, -1]
+        logits = last_logits(model, new_ids, new_positions, cache)
         token = sample(penalise(logits, seen, repetition_penalty) if penalty else logits).to(device)
         yield token.tolist()
         if penalty:
@@ -193,6 +207,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """Continue several prompts at once; each result ends before its first token of `stop_ids`."""
     results: list[list[int]] = [[] for _ in prompts]
+    if not results:
+        return results
     running = set(range(len(prompts)))
     for tokens in decode(model, prompts, max_new_tokens, sample, cache, repetition_penalty):
         running -= {row for row in running if tokens[row] in stop_ids}
@@ -208,16 +224,20 @@ def stream_text(tokens: Iterable[int], tokenizer: Any, stop: Sequence[str] = ())
 
     Ends before the first stop string. `tokenizer.decode_bytes(ids)` gives the bytes.
     """
+    if "" in stop:
+        raise ValueError("a stop string is empty; it would stop before the first token")
     utf8, held = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
     for token in tokens:
         held += utf8.decode(tokenizer.decode_bytes([token]))
         ends = [held.index(s) for s in stop if s in held]
         if ends:
-            yield held[: min(ends)]
+            if min(ends):
+                yield held[: min(ends)]
             return
         unsure = max((n for s in stop for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
         if len(held) > unsure:
             yield held[: len(held) - unsure]
             held = held[len(held) - unsure :]
-    if held + utf8.decode(b"", final=True):
-        yield held + utf8.decode(b"", final=True)
+    held += utf8.decode(b"", final=True)
+    if held:
+        yield held

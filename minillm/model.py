@@ -63,7 +63,7 @@ class ModelConfig:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; give head_dim")
         for name, value in derived.items():
             object.__setattr__(self, name, value)
-        for name, value in asdict(self).items():
+        for name, value in {"d_model": self.d_model, **asdict(self)}.items():  # what others derive from comes first
             if value <= 0 and not isinstance(value, bool):
                 raise ValueError(f"{name} must be positive, not {value}")
         if self.n_heads % self.n_kv_heads:
@@ -113,20 +113,18 @@ class Transformer(nn.Module):
     `window` is how many tokens back a token can look, itself included: `max_seq_len` unless given.
     """
 
-    frequencies: Tensor
-
     def __init__(self, config: ModelConfig, *, window: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.window = window or config.max_seq_len
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1 token, not {window}")
+        self.window = config.max_seq_len if window is None else window
         self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(make_block(config, self.window) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
-        self.register_buffer("frequencies", frequencies, persistent=False)
         initialise(self)
 
     def forward(
@@ -135,7 +133,8 @@ class Transformer(nn.Module):
         """Logits at every position; positions say who sees whom (see `visible`), a cache brings what came before."""
         start = 0 if cache is None else cache.length
         places = torch.arange(start, start + ids.shape[1], device=ids.device) if positions is None else positions
-        angles = rotary_angles(places, self.frequencies)
+        frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta)  # always float32
+        angles = rotary_angles(places, frequencies.to(ids.device))
         x = self.embedding(ids)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, positions, cache, layer)

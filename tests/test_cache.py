@@ -81,12 +81,15 @@ def test_packed_documents_and_padding_in_portions(window):
                 assert_same(cached(model, cache, ids, portions, places)[real], expected)
 
 
-def test_positions_may_come_after_plain_ones():
-    """A second document, after a first that came without positions."""
-    model = small(20)
+@pytest.mark.parametrize("window", [5, 40])
+@pytest.mark.parametrize("start", [0, 12])
+@torch.no_grad()
+def test_positions_may_come_after_plain_ones(window, start):
+    """A second document, or more of the first, after tokens that came without positions."""
+    model = small(window)
     ids = ids_for(model.config, 2, 30)
-    places = torch.cat((torch.arange(12), torch.arange(18))).expand(2, -1)
-    for cache in caches(20):
+    places = torch.cat((torch.arange(12), torch.arange(start, start + 18))).expand(2, -1)
+    for cache in caches(window):
         first = cached(model, cache, ids[:, :12], [5, 7])
         second = cached(model, cache, ids[:, 12:], [1, 10, 7], places[:, 12:])
         assert_same(torch.cat((first, second), 1), model(ids, places))

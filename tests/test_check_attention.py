@@ -19,7 +19,7 @@ from minillm import attention
 from minillm.attention import attend_torch, causal_mask, merge_heads, share_heads, split_heads, visible
 from minillm.course.checks import harness
 from minillm.course.checks.harness import NOT_WRITTEN, first_mistake
-from minillm.embeddings import rotate
+from minillm.embeddings import rotary_angles, rotary_frequencies, rotate
 
 
 PARTS = [
@@ -1138,6 +1138,1004 @@ class ChangesItsInput(Layer):
 @wrong("Attention", "function|class")
 def attention_as_a_function(d_model, n_heads, n_kv_heads, head_dim, *, window=None):
     return Layer(d_model, n_heads, n_kv_heads, head_dim, window=window)
+
+
+@wrong("causal_mask", "future|both")
+def window_both_sides(T, S, window=None):
+    q, k = torch.arange(S - T, S)[:, None], torch.arange(S)
+    if window is None:
+        return k <= q
+    return (q - k).abs() < window
+
+
+@wrong("causal_mask", "window|far")
+def window_keeps_the_far(T, S, window=None):
+    m = causal_mask(T, S)
+    return m if window is None else m & ~causal_mask(T, S, window)
+
+
+@wrong("causal_mask", "shape|raised")
+def square_then_row_slice(T, S, window=None):
+    return causal_mask(T, T, window)
+
+
+@wrong("causal_mask", "first|last")
+def square_first_rows(T, S, window=None):
+    return causal_mask(S, S, window)[:T]
+
+
+@wrong("causal_mask", "window")
+def window_when_longer_only(T, S, window=None):
+    m = causal_mask(T, S)
+    if window is not None and T > window:
+        m = causal_mask(T, S, window)
+    return m
+
+
+@wrong("causal_mask", "raised|window|NoneType")
+def window_none_not_handled(T, S, window=None):
+    return torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(S - T - window + 1)
+
+
+@wrong("causal_mask", "window")
+def window_minus_t(T, S, window=None):
+    m = causal_mask(T, S)
+    return m if window is None else m.triu(T - window)
+
+
+@wrong("attention_weights", "invert|wrong way|True")
+def inverted_inf(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(mask, -torch.inf).softmax(-1)
+
+
+@wrong("attention_weights", "twice")
+def softmax_twice(q, k, mask):
+    return attention.attention_weights(q, k, mask).softmax(-1)
+
+
+@wrong("attention_weights", "mask|hid")
+def masks_the_q(q, k, mask):
+    s = q @ k.mT / math.sqrt(q.shape[-1])
+    return s.masked_fill(~mask, -5.0).softmax(-1)
+
+
+@wrong("attention_weights", "mask", "ignored")
+def always_causal(q, k, mask):
+    return attention.attention_weights(q, k, causal_mask(q.shape[2], k.shape[2]))
+
+
+@wrong("attention_weights", "sum|add up|softmax")
+def sigmoid_weights(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf).sigmoid()
+
+
+@wrong("attention_weights", "softmax|sum|add")
+def linear_norm(q, k, mask):
+    s = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, 0.0)
+    return s / s.sum(-1, keepdim=True)
+
+
+@wrong("attention_weights", "normali|length|cosine|scores")
+def cosine(q, k, mask):
+    q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+    return attention.attention_weights(q, k, mask)
+
+
+@wrong("attention_weights", "sqrt|head_dim")
+def half_width(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1] // 2)).masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+@wrong("attention_weights", "mask|hid")
+def mask_multiplied(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1]) * mask).softmax(-1)
+
+
+@wrong("attention_weights", "overflow|large|hid|inf")
+def minus_ten(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -100.0).softmax(-1)
+
+
+@wrong("attention_weights", "sum|add up|softmax|all")
+def softmax_flat(q, k, mask):
+    s = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf)
+    return s.flatten(2).softmax(-1).view_as(s)
+
+
+@wrong("attention_weights", "gradient|detach")
+def detached_scores(q, k, mask):
+    return attention.attention_weights(q, k.detach(), mask)
+
+
+@wrong("attention_weights", "random|noise|differ")
+def gumbel(q, k, mask):
+    s = q @ k.mT / math.sqrt(q.shape[-1])
+    s = s + torch.rand_like(s) * 0.1
+    return s.masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+@wrong("attention_weights", "row|batch")
+def mask_any_row(q, k, mask):
+    if mask.ndim == 4:
+        mask = mask.any(0)
+    return attention.attention_weights(q, k, mask)
+
+
+@wrong("attention_weights", "transpos|wrong way|row t")
+def weights_transposed(q, k, mask):
+    w = attention.attention_weights(q, k, mask)
+    return w.mT if w.shape[2] == w.shape[3] else w
+
+
+@wrong("attention_weights", "sign|wrong way|negative")
+def minus(q, k, mask):
+    return attention.attention_weights(-q, k, mask)
+
+
+@wrong("attention_weights", "softmax", "batch|row")
+def softmax_batch(q, k, mask):
+    s = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -1e9)
+    return s.softmax(0)
+
+
+@wrong("split_heads", "mix|transpos")
+def split_transpose_first(x, head_dim):
+    B, T, W = x.shape
+    return x.mT.reshape(B, W // head_dim, head_dim, T).reshape(B, W // head_dim, T, head_dim)
+
+
+@wrong("split_heads", "shape")
+def split_chunk(x, head_dim):
+    return torch.stack(x.chunk(head_dim, -1), 1)
+
+
+@wrong("split_heads", "batch|rows|mix")
+def split_batch_mixed(x, head_dim):
+    B, T, _W = x.shape
+    return x.reshape(B, T, -1, head_dim).transpose(0, 1).reshape(B, -1, T, head_dim)
+
+
+@wrong("merge_heads", "order|revers")
+def merge_rev(x):
+    return merge_heads(x.flip(1))
+
+
+@wrong("merge_heads", "mix|position|transpos")
+def merge_wrong_transpose(x):
+    B, H, T, D = x.shape
+    return x.transpose(2, 3).reshape(B, T, H * D)
+
+
+@wrong("merge_heads", "shape")
+def merge_into_time(x):
+    return x.transpose(1, 2).flatten(1, 2)
+
+
+@wrong("share_heads", "h //|neighbo|order")
+def share_flip(x, n_heads):
+    return share_heads(x.flip(1), n_heads)
+
+
+@wrong("share_heads", "shape")
+def share_swapped_division(x, n_heads):
+    return x.repeat_interleave(max(1, x.shape[1] // n_heads), dim=1)
+
+
+@wrong("share_heads", "shape")
+def share_cat_twice(x, n_heads):
+    return torch.cat((x, x), 1) if n_heads != x.shape[1] else x
+
+
+@wrong("share_heads", "mean|chang|numbers")
+def share_mean(x, n_heads):
+    return x.mean(1, keepdim=True).expand(-1, n_heads, -1, -1)
+
+
+@wrong("share_heads", NEIGHBOURS)
+def share_reshape(x, n_heads):
+    B, K, S, D = x.shape
+    return x.repeat_interleave(n_heads // K, 0).reshape(B, n_heads, S, D)
+
+
+@wrong("attend", "value head")
+def attend_v_first(q, k, v, mask=None):
+    return attend_torch(q, k, v[:, :1].expand_as(v), mask)
+
+
+@wrong("attend", "transpos|row t|wrong way")
+def attend_wT(q, k, v, mask=None):
+    k, v, mask = prepared(q, k, v, mask)
+    w = attention.attention_weights(q, k, mask)
+    return (w.mT if w.shape[-1] == w.shape[-2] else w) @ v
+
+
+@wrong("attend", "fewer|T=|raised|shape")
+def attend_square_mask(q, k, v, mask=None):
+    if mask is None:
+        mask = causal_mask(q.shape[2], q.shape[2])
+    return attend_torch(q, k, v, mask)
+
+
+@wrong("attend", "add to the causal")
+def attend_mask_or_causal(q, k, v, mask=None):
+    c = causal_mask(q.shape[2], k.shape[2])
+    return attend_torch(q, k, v, c if mask is None else c | mask)
+
+
+@wrong("attend", LAST)
+def attend_is_causal_only_square(q, k, v, mask=None):
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+
+
+@wrong("attend", "sqrt|head_dim")
+def attend_prescaled(q, k, v, mask=None):
+    return attend_torch(q / math.sqrt(q.shape[-1]), k, v, mask)
+
+
+@wrong("attend", "other heads")
+def attend_mean_heads(q, k, v, mask=None):
+    o = attend_torch(q, k, v, mask)
+    return o.mean(1, keepdim=True).expand_as(o)
+
+
+@wrong("attend", "single key|softmax")
+def attend_softmax_one(q, k, v, mask=None):
+    k, v, mask = prepared(q, k, v, mask)
+    s = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf)
+    e = (s - s.amax(-1, keepdim=True)).exp()
+    return e / (1 + e.sum(-1, keepdim=True)) @ v
+
+
+@wrong("attend", "quer|residual|added|adds")
+def attend_residual(q, k, v, mask=None):
+    return q + attend_torch(q, k, v, mask)
+
+
+@wrong("attend", "itself|own")
+def attend_strict_inf(q, k, v, mask=None):
+    if mask is None:
+        mask = causal_mask(q.shape[2], k.shape[2]).tril(k.shape[2] - q.shape[2] - 1)
+    k, v, mask = prepared(q, k, v, mask)
+    return attention.attention_weights(q, k, mask) @ v
+
+
+@wrong("attend", "shared")
+def attend_q_grouped(q, k, v, mask=None):
+    _B, H, _T, _D = q.shape
+    K = k.shape[1]
+    perm = torch.arange(H).view(H // K, K).T.flatten()
+    return attend_torch(q[:, perm], k, v, mask)
+
+
+@wrong("visible", "document")
+def vis_doc_leq(positions, key_positions, window=None):
+    n = (key_positions == 0).cumsum(1)
+    T = positions.shape[1]
+    return (rule(positions, key_positions, window, documents=False) & (n[:, None] <= n[:, -T:, None]))[:, None]
+
+
+@wrong("visible", "document|quer")
+def vis_doc_queries(positions, key_positions, window=None):
+    n = (key_positions == 0).cumsum(1)
+    m = (positions == 0).cumsum(1)
+    return (rule(positions, key_positions, window, documents=False) & (n[:, None] == m[:, :, None]))[:, None]
+
+
+@wrong("visible", "window")
+def vis_window_keys(positions, key_positions, window=None):
+    s = rule(positions, key_positions, None)
+    return (s if window is None else s & ((positions[:, :, None] - key_positions[:, None]).abs() <= window))[:, None]
+
+
+@wrong("visible", "transpos|shape")
+def vis_transposed(positions, key_positions, window=None):
+    return visible(positions, key_positions, window).mT
+
+
+@wrong("visible", "document")
+def vis_doc_is_one(positions, key_positions, window=None):
+    n = (key_positions == 1).cumsum(1)
+    T = positions.shape[1]
+    return (rule(positions, key_positions, window, documents=False) & (n[:, None] == n[:, -T:, None]))[:, None]
+
+
+@wrong("visible", "padding")
+def vis_pad_all(positions, key_positions, window=None):
+    return (
+        rule(positions, key_positions, window, padding=False) & ~((key_positions < 0) & True)[:, None]
+        | (positions < 0)[:, :, None]
+    )[:, None]
+
+
+@right("visible")
+def window_by_place(positions, key_positions, window=None):
+    T, S = positions.shape[1], key_positions.shape[1]
+    return (rule(positions, key_positions, None) & causal_mask(T, S, window))[:, None]
+
+
+@wrong("visible", "document|position|place")
+def vis_order_by_place(positions, key_positions, window=None):
+    T, S = positions.shape[1], key_positions.shape[1]
+    return rule(positions, key_positions, window, documents=False)[:, None] & causal_mask(T, S)
+
+
+@wrong("Attention", "mask", "wrong way")
+class MaskTransposed(Layer):
+    def mask(self, *a):
+        m = super().mask(*a)
+        return m.mT if m.shape[-1] == m.shape[-2] else m
+
+
+@wrong("Attention", "twice")
+class RotatesTwice(Layer):
+    def place(self, q, k, v, angles):
+        q, k, v = super().place(q, k, v, angles)
+        return rotate(q, angles), rotate(k, angles), v
+
+
+@wrong("Attention", "rotat")
+class RotatesBack(Layer):
+    def place(self, q, k, v, angles):
+        return super().place(q, k, v, (angles[0], -angles[1]))
+
+
+@wrong("Attention", "rotat|angles")
+class CosSinSwapped(Layer):
+    def place(self, q, k, v, angles):
+        return super().place(q, k, v, angles[::-1])
+
+
+@wrong("Attention", "scale|sqrt|multipl")
+class ScalesQueries(Layer):
+    def place(self, q, k, v, angles):
+        q, k, v = super().place(q, k, v, angles)
+        return q / self.head_dim**0.5, k, v
+
+
+@wrong("Attention", "cache")
+class RotatesCachedAgain(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        return super().recall(k, v, positions, cache, layer)
+
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        q, k, v = self.project(x)
+        q, k, v = self.place(q, k, v, angles)
+        n = k.shape[2]
+        k, v, kp = self.recall(k, v, positions, cache, layer)
+        if cache is not None:
+            k = torch.cat((k[:, :, :-n], rotate(k[:, :, -n:], angles)), 2)
+        return self.finish(self.attend(q, k, v, self.mask(q.shape[2], k.shape[2], positions, kp, cache)), x)
+
+
+@wrong("Attention", "first", "cache")
+class CacheMaskFirst(Layer):
+    def mask(self, T, S, positions, kp, cache):
+        if positions is None:
+            return torch.ones(T, S, dtype=torch.bool).tril().triu(1 - (self.window or S))
+        return super().mask(T, S, positions, kp, cache)
+
+
+@wrong("Attention", "cache", "shape|mask")
+class KeyPositionsOwn(Layer):
+    def mask(self, T, S, positions, kp, cache):
+        return super().mask(T, S, positions, positions, cache)
+
+
+@wrong("Attention", "position")
+class PositionsOnlyWithCache(Layer):
+    def mask(self, T, S, positions, kp, cache):
+        return super().mask(T, S, positions if cache is not None else None, kp, cache)
+
+
+@wrong("Attention", "window")
+class WindowOff(Layer):
+    def __init__(self, *a, window=None, **k):
+        super().__init__(*a, window=None if window is None else window + 1, **k)
+
+
+@wrong("Attention", "attend")
+class CallsModuleAttend(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        self.__dict__["attend"] = attend_torch
+        return super().forward(x, angles, positions, cache, layer)
+
+
+@wrong("Attention", "input is normalised")
+class PreNorm(Layer):
+    def project(self, x):
+        return super().project(nn.functional.rms_norm(x, x.shape[-1:]))
+
+
+@wrong("Attention", "swap")
+class QKSwapped(Layer):
+    def project(self, x):
+        q, k, v = super().project(x)
+        return (k, q, v) if q.shape == k.shape else (q, k, v)
+
+
+@wrong("Attention", "neighbo|h //")
+class RepeatsKV(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        q, k, v = self.project(x)
+        q, k, v = self.place(q, k, v, angles)
+        k, v, kp = self.recall(k, v, positions, cache, layer)
+        n = q.shape[1] // k.shape[1]
+        return self.finish(
+            self.attend(
+                q, k.repeat(1, n, 1, 1), v.repeat(1, n, 1, 1), self.mask(q.shape[2], k.shape[2], positions, kp, cache)
+            ),
+            x,
+        )
+
+
+@wrong("Attention", "same")
+class TiedKV(Layer):
+    def __init__(self, *a, **k):
+        super().__init__(*a, **k)
+        self.value = self.key
+
+
+@wrong("Attention", "gradient|detach")
+class DetachedV(Layer):
+    def place(self, q, k, v, angles):
+        q, k, v = super().place(q, k, v, angles)
+        return q, k, v.detach()
+
+
+@wrong("Attention", "twice|output")
+class OutputTwice(Layer):
+    def finish(self, h, x):
+        y = super().finish(h, x)
+        return self.output(y) if y.shape[-1] == self.output.in_features else y
+
+
+@wrong("Attention", "query_norm")
+class NormBoth(Layer):
+    def __init__(self, *a, query_norm=None, key_norm=None, **k):
+        if query_norm is None or key_norm is None:
+            query_norm = key_norm = None
+        super().__init__(*a, query_norm=query_norm, key_norm=key_norm, **k)
+
+
+@wrong("Attention", "rotat", "angles")
+class RotatesOwnAngles(Layer):
+    def place(self, q, k, v, angles):
+        return super().place(q, k, v, rotary_angles(torch.arange(q.shape[2]), rotary_frequencies(q.shape[3])))
+
+
+@wrong("Attention", "bool|dtype")
+class FloatMask(Layer):
+    def mask(self, *a):
+        return torch.zeros(()).masked_fill(~super().mask(*a), -torch.inf)
+
+
+@wrong("Attention", "cache.update", "times")
+class CacheTwice(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        if cache is not None:
+            cache.update(layer, k, v, positions)
+        return super().recall(k, v, positions, cache, layer)
+
+
+@wrong("Attention", "window")
+class WindowNotWithCache(Layer):
+    def mask(self, T, S, positions, kp, cache):
+        if cache is not None:
+            return visible(positions, kp) if positions is not None and kp is not None else causal_mask(T, S)
+        return super().mask(T, S, positions, kp, cache)
+
+
+@wrong("Attention", "nonlin|relu|activ")
+class Activated(Layer):
+    def finish(self, h, x):
+        return super().finish(h, x).relu()
+
+
+@wrong("Attention", "default")
+class BadDefaultAttend(Layer):
+    def __init__(self, *a, attend=None, **k):
+        super().__init__(*a, attend=attend or (lambda q, k, v, m: attend_torch(q * 2, k, v, m)), **k)
+
+
+@wrong("Attention", "order")
+class HeadsFlippedAtEnd(Layer):
+    def finish(self, h, x):
+        return super().finish(h.flip(1), x)
+
+
+@wrong("Attention", "output", "d_model")
+class OutputWrongWay(Layer):
+    def __init__(self, d_model, n_heads, n_kv_heads, head_dim, **k):
+        super().__init__(d_model, n_heads, n_kv_heads, head_dim, **k)
+        self.output = nn.Linear(d_model, n_heads * head_dim, bias=False)
+
+
+@wrong("Attention", "kept")
+class KeepsMask(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        y = super().forward(x, angles, positions, cache, layer)
+        self.__dict__["n"] = self.__dict__.get("n", 0) + 1
+        return y * self.__dict__["n"]
+
+
+@right("Attention")
+class PerHead(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        q, k, v = self.project(x)
+        q, k, v = self.place(q, k, v, angles)
+        k, v, kp = self.recall(k, v, positions, cache, layer)
+        m = self.mask(q.shape[2], k.shape[2], positions, kp, cache)
+        g = q.shape[1] // k.shape[1]
+        outs = [
+            self.attend(q[:, h : h + 1], k[:, h // g : h // g + 1], v[:, h // g : h // g + 1], m)
+            for h in range(q.shape[1])
+        ]
+        return self.finish(torch.cat(outs, 1), x)
+
+
+@right("Attention")
+class SharesFirst(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        q, k, v = self.project(x)
+        q, k, v = self.place(q, k, v, angles)
+        k, v, kp = self.recall(k, v, positions, cache, layer)
+        m = self.mask(q.shape[2], k.shape[2], positions, kp, cache)
+        return self.finish(self.attend(q, share_heads(k, q.shape[1]), share_heads(v, q.shape[1]), mask=m), x)
+
+
+@right("Attention")
+class KeywordArgs(Layer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+    def forward(self, x, angles, *args, **kwargs):
+        return super().forward(x, angles, *args, **kwargs)
+
+
+@right("attention_weights")
+def minus_1e9(q, k, mask):
+    return (q @ k.mT * (q.shape[-1] ** -0.5)).masked_fill(mask == 0, -1e9).softmax(-1)
+
+
+@right("attend")
+def heads_loop(q, k, v, mask=None):
+    g = q.shape[1] // k.shape[1]
+    return torch.stack(
+        [attend_torch(q[:, h : h + 1], k[:, [h // g]], v[:, [h // g]], mask)[:, 0] for h in range(q.shape[1])], 1
+    )
+
+
+@right("causal_mask")
+def full(T, S, window=None):
+    full = torch.tril(torch.ones(S, S))
+    if window:
+        full = full - torch.tril(torch.ones(S, S), -window)
+    return full[S - T :].bool()
+
+
+@wrong("causal_mask", "should see")
+def window_never_longer_than_the_queries(T, S, window=None):
+    w = min(window or S, T)
+    return causal_mask(T, S, w)
+
+
+@wrong("causal_mask", "future|wrong way")
+def tril_transposed(T, S, window=None):
+    m = causal_mask(T, S, window)
+    return m.flip(0, 1)
+
+
+@wrong("attention_weights", "scale|sqrt|square root")
+def scale_squared(q, k, mask):
+    return (q @ k.mT / q.shape[-1] ** 2).masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+@wrong("attention_weights", "square root|head_dim|sqrt")
+def scale_both(q, k, mask):
+    s = math.sqrt(q.shape[-1])
+    return ((q / s) @ (k / s).mT).masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+@wrong("attention_weights", "softmax|sum|add")
+def relu_normalised(q, k, mask):
+    s = (q @ k.mT / math.sqrt(q.shape[-1])).relu() * mask
+    return s / (s.sum(-1, keepdim=True) + 1e-6)
+
+
+@wrong("attention_weights", "NaN|overflow|inf")
+def minus_inf_mult(q, k, mask):
+    return (q @ k.mT / math.sqrt(q.shape[-1]) - (1 - mask.float()) * float("inf")).softmax(-1)
+
+
+@wrong("attention_weights", "softmax|sum|add up|axis")
+def sm_dim1(q, k, mask):
+    return nn.functional.softmax((q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf), dim=1)
+
+
+@wrong("attention_weights", "in place|chang")
+def mask_inplace(q, k, mask):
+    mask |= torch.eye(mask.shape[-2], mask.shape[-1], dtype=torch.bool)
+    return attention.attention_weights(q, k, mask)
+
+
+@wrong("attention_weights", "mask")
+def mask_adds_self(q, k, mask):
+    return attention.attention_weights(
+        q,
+        k,
+        mask
+        | torch.ones(mask.shape[-2:], dtype=torch.bool)
+        .triu(mask.shape[-1] - mask.shape[-2])
+        .tril(mask.shape[-1] - mask.shape[-2]),
+    )
+
+
+@wrong("attention_weights", "sum|add up|less than 1|eps|multipl")
+def leaky(q, k, mask):
+    return attention.attention_weights(q, k, mask) * 0.9
+
+
+@wrong("attention_weights", "other heads")
+def head_average(q, k, mask):
+    return attention.attention_weights(q, k, mask).mean(1, keepdim=True).expand(-1, q.shape[1], -1, -1)
+
+
+@wrong("attention_weights", "queries are not used")
+def ignores_q(q, k, mask):
+    return attention.attention_weights(k[:, :, -q.shape[2] :], k, mask)
+
+
+@wrong("attention_weights", "temperature|divided|sqrt")
+def temperature(q, k, mask):
+    return attention.attention_weights(q / 0.7, k, mask)
+
+
+@wrong("attention_weights", "batch|row")
+def batch_mean_mask(q, k, mask):
+    return attention.attention_weights(q, k, mask[-1] if mask.ndim == 4 else mask)
+
+
+@wrong("split_heads", "shape|number of heads")
+def head_dim_heads(x, head_dim):
+    return rearrange(x, "B T (H D) -> B H T D", H=head_dim)
+
+
+@wrong("split_heads", "mix|position")
+def reshaped_at_once(x, head_dim):
+    return rearrange(x, "B (T H) D -> B H T D", H=1).reshape(x.shape[0], -1, x.shape[1], head_dim)
+
+
+@wrong("split_heads", "shape")
+def numbers_before_tokens(x, head_dim):
+    return rearrange(x, "B T (H D) -> B H D T", D=head_dim)
+
+
+@wrong("split_heads", "order|coordinates")
+def numbers_of_a_head_reversed(x, head_dim):
+    return split_heads(x, head_dim).flip(-1)
+
+
+@wrong("merge_heads", "shape")
+def tokens_merged_with_numbers(x):
+    return rearrange(x, "B H T D -> B H (T D)")
+
+
+@wrong("merge_heads", "order|coordinates")
+def numbers_reversed_when_merged(x):
+    return merge_heads(x.flip(-1))
+
+
+@wrong("merge_heads", "numbers|chang|mov")
+def divided_by_the_heads(x):
+    return merge_heads(x) / x.shape[1]
+
+
+@wrong("share_heads", "shape")
+def repeated_n_heads_times(x, n_heads):
+    return x.repeat(1, n_heads, 1, 1)
+
+
+@wrong("share_heads", "raised|view|shape")
+def viewed_as_more_heads(x, n_heads):
+    return x.view(x.shape[0], n_heads, x.shape[2], x.shape[3])
+
+
+@wrong("share_heads", NEIGHBOURS)
+def last_head_for_the_rest(x, n_heads):
+    return torch.cat((x, x[:, -1:].expand(-1, n_heads - x.shape[1], -1, -1)), 1)
+
+
+@wrong("attend", FUTURE)
+def attend_fused_without_causal(q, k, v, mask=None):
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+@wrong("attend", "queries are not used")
+def attend_keys_for_queries(q, k, v, mask=None):
+    return attend_torch(share_heads(k, q.shape[1])[:, :, -q.shape[2] :], k, v, mask)
+
+
+@wrong("attend", "shape|raised|fewer|key-value")
+def attend_shares_keys_only(q, k, v, mask=None):
+    k = share_heads(k, q.shape[1])
+    mask = causal_mask(q.shape[2], k.shape[2]) if mask is None else mask
+    return attention.attention_weights(q, k, mask) @ v
+
+
+@wrong("attend", "mask|wrong way|True")
+def attend_inverts_a_given_mask(q, k, v, mask=None):
+    return attend_torch(q, k, v, None if mask is None else ~mask)
+
+
+@wrong("attend", "mask|ignored|batch|row")
+def attend_ignores_a_mask_for_each_row(q, k, v, mask=None):
+    if mask is not None and mask.ndim == 4:
+        mask = None
+    return attend_torch(q, k, v, mask)
+
+
+@wrong("attend", "gradient|detach")
+def attend_detaches_values(q, k, v, mask=None):
+    return attend_torch(q, k, v.detach(), mask)
+
+
+@wrong("attend", "scale|sqrt|multipl|after")
+def attend_scales_the_result(q, k, v, mask=None):
+    k, v, mask = prepared(q, k, v, mask)
+    return (q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1) @ v / math.sqrt(q.shape[-1])
+
+
+@wrong("attend", "fewer key-value heads")
+def attend_demands_equal_heads(q, k, v, mask=None):
+    _B, H, _T, _D = q.shape
+    assert k.shape[1] == H
+    return attend_torch(q, k, v, mask)
+
+
+@wrong("attend", "T=1")
+def attend_one_query_sees_one_key(q, k, v, mask=None):
+    if q.shape[2] == 1:
+        k, v, mask = k[:, :, :1], v[:, :, :1], None
+    return attend_torch(q, k, v, mask)
+
+
+@wrong("attend", "in place|chang")
+def attend_scales_keys_in_place(q, k, v, mask=None):
+    k *= 1 / math.sqrt(q.shape[-1])
+    k2, v, mask = prepared(q, k, v, mask)
+    return (q @ k2.mT).masked_fill(~mask, -torch.inf).softmax(-1) @ v
+
+
+@wrong("visible", "window")
+def visible_with_other_names(p, kp, window=None):
+    return p
+
+
+@wrong("visible", "padding")
+def visible_padding_sees_text(positions, key_positions, window=None):
+    return (
+        rule(positions, key_positions, window, padding=False) & (key_positions >= 0)[:, None]
+        | ((positions < 0)[:, :, None] & (key_positions >= 0)[:, None])
+    )[:, None]
+
+
+@wrong("visible", "document")
+def visible_in_the_last_document(positions, key_positions, window=None):
+    n = (key_positions == 0).cumsum(1)
+    T = positions.shape[1]
+    last = n[:, -1:, None].expand(-1, T, -1)
+    return (rule(positions, key_positions, window, documents=False) & (n[:, None] == last))[:, None]
+
+
+@wrong("visible", "shape|raised|size")
+def visible_documents_of_keys_alone(positions, key_positions, window=None):
+    n = (key_positions == 0).cumsum(1)
+    return (rule(positions, key_positions, window, documents=False) & (n[:, :, None] == n[:, None]))[:, None]
+
+
+@wrong("visible", "window")
+def visible_window_by_wrong_place(positions, key_positions, window=None):
+    T, S = positions.shape[1], key_positions.shape[1]
+    return visible(positions, key_positions) & (
+        causal_mask(T, T, window).repeat(1, 2)[:, :S] if window and 2 * T >= S else True
+    )
+
+
+@wrong("visible", "document")
+def visible_documents_by_falling_positions(positions, key_positions, window=None):
+    new = torch.diff(key_positions, dim=1, prepend=key_positions[:, :1]) < 0
+    n = new.cumsum(0)
+    T = positions.shape[1]
+    return (rule(positions, key_positions, window, documents=False) & (n[:, -T:, None] == n[:, None]))[:, None]
+
+
+@wrong("Attention", "value", "rotat")
+class ValuesRotatedNotKeys(Layer):
+    def place(self, q, k, v, a):
+        return rotate(self.query_norm(q), a), self.key_norm(k), rotate(v, a)
+
+
+@wrong("Attention", "query_norm")
+class KeyNormAlone(Layer):
+    def place(self, q, k, v, a):
+        return rotate(q, a), rotate(self.key_norm(k), a), v
+
+
+@wrong("Attention", "swap|key_norm|query_norm")
+class NormsSwapped(Layer):
+    def place(self, q, k, v, a):
+        return rotate(self.key_norm(q), a), rotate(self.query_norm(k), a), v
+
+
+@wrong("Attention", "norm")
+class NormsOfItsOwn(Layer):
+    def __init__(
+        self,
+        d_model,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        *,
+        window=None,
+        attend=attend_torch,
+        query_norm=None,
+        key_norm=None,
+    ):
+        super().__init__(d_model, n_heads, n_kv_heads, head_dim, window=window, attend=attend)
+        self.query_norm = nn.RMSNorm(head_dim)
+        self.key_norm = nn.RMSNorm(head_dim)
+
+
+@wrong("Attention", "order|\\(D H\\)|side|interleav")
+class MergesInterleaved(Layer):
+    def finish(self, h, x):
+        return self.output(rearrange(h, "B H T D -> B T (D H)"))
+
+
+@wrong("Attention", "neighbouring|\\(H D\\)")
+class SplitsInterleaved(Layer):
+    def project(self, x):
+        return tuple(
+            rearrange(f(x), "B T (D H) -> B H T D", D=self.head_dim) for f in (self.query, self.key, self.value)
+        )
+
+
+@wrong("Attention", "value|neighbouring|\\(H D\\)|view")
+class ValuesSplitByView(Layer):
+    def project(self, x):
+        q, k, _v = super().project(x)
+        B, T, _ = x.shape
+        return q, k, self.value(x).reshape(B, -1, T, self.head_dim)
+
+
+@wrong("Attention", "raised|rotate|shape")
+class HeadsBehindTokens(Layer):
+    def project(self, x):
+        return tuple(f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.query, self.key, self.value))
+
+
+@wrong("Attention", "cache|position")
+class KeyPositionsDropped(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        if cache is None:
+            return k, v, positions
+        k, v, _ = cache.update(layer, k, v, positions)
+        return k, v, None
+
+
+@wrong("Attention", "window")
+class OneQueryIgnoresTheWindow(Layer):
+    def mask(self, T, S, p, kp, cache):
+        if p is not None and kp is not None:
+            return visible(p, kp, self.window)
+        if T == 1:
+            return torch.ones(1, S, dtype=torch.bool)
+        return causal_mask(T, S, self.window)
+
+
+@wrong("Attention", "n_kv_heads|uneven|ValueError")
+class UnevenHeadsAsserted(Layer):
+    def __init__(self, d_model, n_heads, n_kv_heads, head_dim, **p):
+        assert n_heads % n_kv_heads == 0
+        super().__init__(d_model, n_heads, n_kv_heads, head_dim, **p)
+
+
+@wrong("Attention", "shape")
+class LastTokenAlone(Layer):
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        return super().forward(x, angles, positions, cache, layer)[:, -1:]
+
+
+@wrong("Attention", "scal|multipl|attend")
+class ScalesTheResult(Layer):
+    def finish(self, h, x):
+        return super().finish(h / self.head_dim**0.5, x)
+
+
+@wrong("Attention", "cache|order|first|behind|update|attend")
+class KeysInReverse(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        k2, v2, p = super().recall(k, v, positions, cache, layer)
+        return k2.flip(2), v2.flip(2), p
+
+
+@wrong("Attention", "key_norm", "after")
+class NormAfterTheCache(Layer):
+    def place(self, q, k, v, a):
+        return rotate(self.query_norm(q), a), rotate(k, a), v
+
+    def recall(self, k, v, positions, cache, layer):
+        k, v, p = super().recall(k, v, positions, cache, layer)
+        return self.key_norm(k), v, p
+
+
+@wrong("Attention", "order")
+class QueriesGroupedInTurn(Layer):
+    def project(self, x):
+        q, k, v = super().project(x)
+        _H, K = q.shape[1], k.shape[1]
+        return rearrange(q, "B (G K) T D -> B (K G) T D", K=K), k, v
+
+
+@wrong("Attention", "document", "padding")
+class PositionsWithoutDocuments(Layer):
+    def mask(self, T, S, p, kp, cache):
+        if p is None:
+            return causal_mask(T, S, self.window)
+        return (kp[:, None, :] <= p[:, :, None])[:, None]
+
+
+@wrong("Attention", "layer")
+class NextLayerOfTheCache(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        return (k, v, positions) if cache is None else cache.update(layer + 1, k, v, positions)
+
+
+@wrong("Attention", "nn.Module")
+class NoModule:
+    def __init__(
+        self, d_model, n_heads, n_kv_heads, head_dim, *, window=None, attend=None, query_norm=None, key_norm=None
+    ):
+        pass
+
+    def forward(self, x, angles, positions=None, cache=None, layer=0):
+        return x
+
+
+@wrong("Attention", "forward|raised")
+class NoForward(nn.Module):
+    def __init__(
+        self, d_model, n_heads, n_kv_heads, head_dim, *, window=None, attend=None, query_norm=None, key_norm=None
+    ):
+        super().__init__()
+        self.query = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.key = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.value = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+
+@wrong("Attention", "cache", "return")
+class ValuesOfTheCacheDropped(Layer):
+    def recall(self, k, v, positions, cache, layer):
+        if cache is None:
+            return k, v, positions
+        k, _, p = cache.update(layer, k, v, positions)
+        return k, v.repeat(1, 1, k.shape[2] // v.shape[2] + 1, 1)[:, :, : k.shape[2]], p
+
+
+@wrong("Attention", "first")
+class MaskOfTheFirstRows(Layer):
+    def mask(self, T, S, p, kp, cache):
+        if p is None:
+            return causal_mask(S, S, self.window)[:T]
+        return visible(p, kp, self.window)
+
+
+@wrong("Attention", "query", "not applied")
+class QueriesNotProjected(Layer):
+    def project(self, x):
+        q, k, v = super().project(x)
+        return (split_heads(x, self.head_dim), k, v) if x.shape[-1] == q.shape[1] * q.shape[3] else (q, k, v)
 
 
 @pytest.mark.parametrize(("part", "candidate", "keywords"), WRONG)

@@ -250,8 +250,11 @@ def test_a_batch_is_its_rows_alone(penalty):
 def test_the_penalty_counts_what_was_said_and_not_the_padding():
     """Token 0 leads, then 1, then 2; a penalty of 2 puts a token that was said behind the others."""
     model = model_for(vocab_size=4)
-    leads = torch.tensor([1.2, 1.1, 1.0, 0.1])
-    model.register_forward_hook(lambda _, __, logits: leads.expand_as(logits))
+
+    def lead(module: object, inputs: object, logits: Tensor) -> Tensor:
+        return torch.tensor([1.2, 1.1, 1.0, 0.1]).expand_as(logits)
+
+    model.register_forward_hook(lead)
     rows = generate_batch(model, [[3], [3, 3], [0, 3, 3], [1]], 3, repetition_penalty=2.0)
     assert rows == [[0, 1, 2], [0, 1, 2], [1, 2, 0], [0, 2, 0]]
 

@@ -88,6 +88,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     )
     environment = {**os.environ, **{name: str(home / name.lower()) for name in names}, "PYTHONPATH": str(ROOT)}
     environment.pop("MPLBACKEND", None)
+    environment.setdefault("OMP_NUM_THREADS", "1")  # the browser wants a core, too, and threads would wait for theirs
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip", "127.0.0.1", "--port", str(port),
         "--ServerApp.port_retries=0", "--ServerApp.token=", f"--ServerApp.root_dir={folder}", "--allow-root",

@@ -94,16 +94,14 @@ def test_run_all_and_move_a_slider(watched: Watched, lab: tuple[str, Path], name
     run_all(watched, address, folder, name, done)
 
     handles = bring_into_view(watched, SLIDER)
-    view = watched.page.locator(".widget-html-content")
-    before = view.all_inner_texts()
-    assert "Layer 0, head 0" in " ".join(before)
-    handles.first.focus()
-    watched.page.keyboard.press("ArrowRight")
-    watched.page.get_by_text("Layer 1, head 0").first.wait_for(timeout=30_000)
+    view, page = watched.page.locator(".widget-html-content"), watched.page
+    page.get_by_text("Layer 0, head 0").first.wait_for(timeout=30_000)
     colours = "spans => spans.map(span => span.style.background)"
-    first = view.locator("span[title]").evaluate_all(colours)
-    handles.nth(1).focus()
-    watched.page.keyboard.press("ArrowRight")
-    watched.page.get_by_text("Layer 1, head 1").first.wait_for(timeout=30_000)
-    assert view.locator("span[title]").evaluate_all(colours) != first
+    before = view.locator("span[title]").evaluate_all(colours)
+    assert len(before) > 5
+    for slider, words in ((0, "Layer 1, head 0"), (1, "Layer 1, head 1")):
+        handles.nth(slider).focus()
+        page.keyboard.press("ArrowRight")
+        page.get_by_text(words).first.wait_for(timeout=30_000)
+    assert view.locator("span[title]").evaluate_all(colours) != before
     assert not watched.outside

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from minillm import attention
 from minillm.course.checks.attention_heads import name_sharing
-from minillm.course.checks.attention_words import VISIBLE_WAYS, close, deviation, first_wrong, visible_rule
+from minillm.course.checks.attention_words import (
+    CAUSAL_WAYS,
+    VISIBLE_WAYS,
+    causal_rule,
+    close,
+    deviation,
+    first_wrong,
+    visible_rule,
+)
 from minillm.course.checks.harness import Mistake
 from minillm.embeddings import rotary_angles, rotary_frequencies, rotate
 
@@ -32,7 +40,8 @@ class Spy:
             raise Mistake(f"the mask that attend gets has the shape {tuple(mask.shape)}, but {there}")
         if mask is not None and mask.dtype != torch.bool:
             raise Mistake(f"the mask that attend gets has the dtype {mask.dtype}, expected torch.bool")
-        self.calls.append({"q": q, "k": k, "v": v, "mask": mask, "result": attention.attend_torch(q, k, v, mask)})
+        self.calls.append({"q": q, "k": k, "v": v, "mask": mask})
+        self.calls[-1]["result"] = attention.attend_torch(q, k, v, mask)
         return self.calls[-1]["result"]
 
 
@@ -130,9 +139,11 @@ def name_heads(which: str, found: Tensor, x: Tensor, layer: Any, angles: tuple[T
     if factor is not None:
         raise Mistake(f"the {plural} are multiplied by {factor:.3g} before attend, which scales the scores by itself")
     if found.shape != expected.shape:
-        raise Mistake(
-            f"the {plural} that {where} gets have the shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-        )
+        shapes = f"{tuple(found.shape)}, expected {tuple(expected.shape)}, (B, heads, T, head_dim)"
+        raise Mistake(f"the {plural} that {where} gets have the shape {shapes}")
+    used = heads_of(found, expected)
+    if None not in used:
+        raise Mistake(f"the heads of the {plural} are in the order {used}")
     steps = f"rotate({own}_norm({own}(x)), angles)" if right else "value(x), neither rotated nor normalised"
     raise Mistake(f"the {plural} that {where} gets are wrong; they should be {steps}, split into heads")
 
@@ -157,10 +168,16 @@ def name_all_heads(found: dict[str, Tensor], x: Tensor, layer: Any, angles: tupl
         raise Mistake("; ".join(dict.fromkeys(words)))
 
 
+def heads_of(found: Tensor, expected: Tensor) -> list[int | None]:
+    """Which of the expected heads each found head is."""
+    numbers = range(expected.shape[1])
+    return [next((i for i in numbers if close(head, expected[:, i])), None) for head in found.unbind(dim=1)]
+
+
 def unshared(found: Tensor, expected: Tensor, plural: str) -> Tensor:
     """The K heads of which H were made by repeating them; Mistake if not neighbours share."""
     H, K = found.shape[1], expected.shape[1]
-    used = [next((i for i in range(K) if close(found[:, h], expected[:, i])), None) for h in range(H)]
+    used = heads_of(found, expected)
     if None not in used:
         name_sharing([i for i in used if i is not None], K, plural.removesuffix("s"))
     return found[:, :: H // K]
@@ -224,7 +241,10 @@ def name_mask(call: dict[str, Any], positions: Tensor | None, key_positions: Ten
         raise Mistake(f"the mask that attend gets has the shape {tuple(mask.shape)}, expected {(B, 1, T, S)}") from None
     if torch.equal(seen & text, right & text):
         return
-    words = deviation([seen & text], lambda ways: [visible_rule(queries, keys, window, ways) & text], VISIBLE_WAYS)
+    if given:
+        words = deviation([seen & text], lambda ways: [visible_rule(queries, keys, window, ways) & text], VISIBLE_WAYS)
+    else:
+        words = deviation([seen], lambda ways: [causal_rule(T, S, window, ways).expand_as(seen)], CAUSAL_WAYS)
     if given and torch.equal(seen, attention.causal_mask(T, S, window).expand_as(seen)):
         words = "the positions are ignored: the mask is plain causal; use visible(positions, key_positions, window)"
     words = words or first_wrong(torch.where(text, seen, right), queries, keys, window)

@@ -50,8 +50,8 @@ def hides_the_right_keys(causal_mask: Callable[..., Tensor]) -> None:
     T, S, window = cases[wrong[0]]
     t, s = (found[wrong[0]] != right[wrong[0]]).nonzero()[0].tolist()
     what = "the mask is wrong" if window is None else f"the window is wrong with window={window}"
-    future = s > t + S - T
-    did = "sees the future," if future else "sees" if found[wrong[0]][t, s] else "does not see"
+    hidden = "must not see" if s <= t + S - T else "sees the future:"
+    did = hidden if found[wrong[0]][t, s] else "should see, and does not,"
     raise Mistake(f"{what}: with T={T} and S={S} query {t}, the token at place {t + S - T}, {did} key {s}")
 
 

@@ -95,7 +95,7 @@ def weights_sum_to_one(attend: Attend) -> None:
     known = sums[~sums.isnan()]
     if torch.allclose(weights, torch.ones(5, 5)) or torch.allclose(weights, past):
         raise Mistake(
-            "every weight is 1: the softmax runs over an axis of size 1 (heads, batch), not over the keys, dim=-1"
+            "every weight is 1: the softmax runs over an axis of size 1 (heads or batch); it must run over the keys"
         )
     if torch.allclose(known, torch.ones_like(known), atol=1e-4) and (weights.nan_to_num() > -FAINT).all():
         return
@@ -114,9 +114,10 @@ def weights_sum_to_one(attend: Attend) -> None:
         if abs(factor - 1 / math.sqrt(5)) < 1e-3 or abs(factor - 1 / 5) < 1e-3:
             raise Mistake("the weights were scaled after the softmax; divide the scores by sqrt(head_dim) before it")
         raise Mistake(f"the weights add up to {factor:.3g}, not to 1: nothing may be multiplied after the softmax")
-    everything = weights_of(attend, q, k, torch.ones(5, 5, dtype=torch.bool))[0, 0].sum(dim=-1)
-    if (known < 1 + 1e-4).all() and (torch.allclose(everything, torch.ones(5), atol=1e-4) or abs(sums[-1] - 1) < 1e-4):
-        raise Mistake(f"the weights add up to less than 1: {BEFORE}")
+    everything = weights_of(attend, q, k, torch.ones(5, 5, dtype=torch.bool))[0, 0]
+    for before in (everything, (q @ k.mT / math.sqrt(5))[0, 0].softmax(dim=-1)):
+        if torch.allclose(weights, before * past, atol=1e-5):
+            raise Mistake(f"the weights add up to less than 1: {BEFORE}")
     if abs(float(weights.nansum()) - 1) < 1e-3:
         raise Mistake("all weights together add up to 1: the softmax must run over the keys alone, dim=-1")
     raise Mistake("the weights do not add up to 1 over the keys: softmax them along the last axis")

@@ -30,15 +30,15 @@ def shares_groups(attend: Attend) -> None:
         q, k, v = example(H, K, 5, 5, 4, B=2)
         try:
             found = attend(q, k, v)
-        except RuntimeError as error:
+        except Mistake:
+            raise
+        except Exception as error:
             words = f"it cannot handle fewer key-value heads than query heads ({H} and {K}): share_heads repeats them"
             raise Mistake(f"{words}, keys and values alike") from error
         well_formed(found, torch.zeros_like(q))
         if not close(found, attention.attend(q, k, v)):
             with when(f"with {H} query heads and {K} key-value heads"):
-                name_groups(
-                    attend, q, k, v, "the key-value heads are shared wrongly: a query head uses one, and no other"
-                )
+                name_groups(attend, q, k, v, "the key-value heads are shared wrongly: each query head uses one")
 
 
 def name_groups(attend: Attend, q: Tensor, k: Tensor, v: Tensor, otherwise: str) -> None:

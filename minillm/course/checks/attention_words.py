@@ -38,7 +38,10 @@ WINDOW = {
 LAST = "the T queries are taken for the first of the S keys; they are the last"
 CAUSAL_WAYS: Ways = {
     "order": ORDER,
-    "align": {"first": LAST},
+    "align": {
+        "first": LAST,
+        "recent": "the keys before the last T are hidden; they are the past of all queries",
+    },
     "window": WINDOW | {"first": f"the window is wrong where T is less than S: {LAST}"},
     "sign": SIGN,
 }
@@ -112,6 +115,8 @@ def causal_rule(T: int, S: int, window: int | None, ways: dict[str, str]) -> Ten
     queries = last - (S - T) if ways.get("align") == "first" else last
     way = ways.get("window")
     seen = seen_by_order(queries, keys, ways.get("order"))
+    if ways.get("align") == "recent":
+        seen = seen & (keys >= S - T)
     distance = (queries - (S - T) if way == "first" else queries) - keys
     seen = within(seen, distance, window, None if way == "first" else way)
     return ~seen if "sign" in ways else seen
