@@ -75,7 +75,7 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Course:
     monkeypatch.setattr(check, "COURSE", course)
     for name in ("find_part", "run_part", "original"):
         real = getattr(harness, name)
-        monkeypatch.setattr(check, name, lambda *given, real=real: real(*given, course=course))
+        monkeypatch.setattr(check, name, lambda *given, real=real, **named: real(*given, course=course, **named))
     return course
 
 

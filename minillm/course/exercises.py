@@ -8,7 +8,7 @@ from minillm.course.checks.harness import SECONDS, Mistake, explain, same
 from minillm.course.limits import run_limited, same_randomness
 
 
-def exercise(answer: Callable[..., Any], solution: Callable[..., Any], *examples: Any, tolerance: float = 1e-5) -> bool:
+def exercise(answer: Callable[..., Any], solution: Callable[..., Any], *examples: Any, tolerance: float = 1e-5) -> None:
     """Report in one line whether the answer gives what the solution gives; a tuple is several arguments.
 
     Whatever the answer does, the notebook goes on.
@@ -34,6 +34,5 @@ def exercise(answer: Callable[..., Any], solution: Callable[..., Any], *examples
             error = run_limited(functools.partial(compare), 3 * SECONDS)
         if error is not None:
             print(f"{name}: {explain(error, answer, 3 * SECONDS)}", flush=True)
-            return False
+            return
     print(f"{name}: right", flush=True)
-    return True

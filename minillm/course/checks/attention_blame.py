@@ -158,14 +158,15 @@ def factor_of(found: Tensor, expected: Tensor) -> float | None:
 
 def name_all_heads(found: dict[str, Tensor], x: Tensor, layer: Any, angles: tuple[Tensor, Tensor], where: str) -> None:
     """Raise one Mistake for all that is wrong with queries, keys and values."""
-    words = []
+    words: dict[str, list[str]] = {}
     for which, heads in found.items():
         try:
             name_heads(which, heads, x, layer, angles, where)
         except Mistake as mistake:
-            words.append(str(mistake))
-    if words:
-        raise Mistake("; ".join(dict.fromkeys(words)))
+            words.setdefault(str(mistake), []).append(NAMES[which][0])
+    said = [text if len(of) == len(found) or of[0] in text else f"of the {of[0]}, {text}" for text, of in words.items()]
+    if said:
+        raise Mistake("; ".join(said))
 
 
 def heads_of(found: Tensor, expected: Tensor) -> list[int | None]:
@@ -259,6 +260,9 @@ def name_ending(result: Tensor, call: dict[str, Any], x: Tensor, layer: Any) -> 
     merges = {
         "": attention.merge_heads(given),
         "the heads are merged by a reshape that mixes positions; transpose T and H first": given.reshape(B, T, -1),
+        "the heads are merged after T and D change places, which mixes positions; transpose T and H first": (
+            given.mT.reshape(B, T, -1)
+        ),
         "the heads are merged interleaved, (D H); they belong side by side, (H D)": rearrange(
             given, "B H T D -> B T (D H)"
         ),
