@@ -60,10 +60,10 @@ book: $(BOOK_STAMP) ## Build the book from the notebooks as they are: book/_buil
 test-browser: book $(BROWSER_STAMP) ## Look at the book and at JupyterLab with a real browser (needs Chromium)
 	$(BIN)/python -m pytest -rs tests_browser
 
-$(BOOK_STAMP): $(STAMP)
-	$(PIP_INSTALL) -e '.[book]'
+$(BOOK_STAMP): $(STAMP) book/constraints.txt
+	$(PIP_INSTALL:constraints.txt=book/constraints.txt) -e '.[book]'
 	@touch $@
 
-$(BROWSER_STAMP): $(STAMP)
-	$(PIP_INSTALL) -e '.[browser]'
+$(BROWSER_STAMP): $(STAMP) book/constraints.txt
+	$(PIP_INSTALL:constraints.txt=book/constraints.txt) -e '.[browser]'
 	@touch $@
