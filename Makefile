@@ -8,6 +8,7 @@ BROWSER_STAMP := .venv/.stamp-browser
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SANITIZE := $(addprefix --nbval-sanitize-with ,$(wildcard notebooks/*.cfg))
 ARGS ?=
+ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # a container's only user; Jupyter refuses it otherwise
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab train test lint format plots small-model run-notebooks book test-browser
@@ -27,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(STAMP) ## Open the course in JupyterLab (ARGS=--no-browser and the like are passed on)
-	$(BIN)/jupyter lab notebooks/00_tour.ipynb $(ARGS)
+	$(BIN)/jupyter lab notebooks/00_tour.ipynb $(ALLOW_ROOT) $(ARGS)
 
 train: $(STAMP) ## Train the small model on Shakespeare in about three minutes (ARGS='--steps 200 …' are passed on)
 	$(BIN)/minillm train --preset nano $(ARGS)
