@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(STAMP) ## Open the course in JupyterLab (ARGS=--no-browser and the like are passed on)
-	$(BIN)/jupyter lab notebooks/00_tour.ipynb $(ALLOW_ROOT) $(ARGS)
+	$(BIN)/jupyter lab notebooks/00_tour.ipynb --LabApp.default_url=/lab/tree/00_tour.ipynb $(ALLOW_ROOT) $(ARGS)
 
 train: $(STAMP) ## Train the small model on Shakespeare in about three minutes (ARGS='--steps 200 …' are passed on)
 	$(BIN)/minillm train --preset nano $(ARGS)
