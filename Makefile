@@ -10,6 +10,8 @@ SANITIZE := $(addprefix --nbval-sanitize-with ,$(wildcard notebooks/*.cfg))
 ARGS ?=
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # a container's only user; Jupyter refuses it otherwise
 
+unexport MPLBACKEND  # a notebook shows its figures by Jupyter's own backend; another one shows none
+
 .DEFAULT_GOAL := help
 .PHONY: help setup lab train test lint format plots small-model run-notebooks book test-browser
 
