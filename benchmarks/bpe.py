@@ -7,16 +7,13 @@ threads as each library likes (ours: one). Encoding is on one thread for all; ou
 and again with a warm one. Before anything is timed, merges and ids are shown to be the same.
 """
 
-import argparse
 import json
 import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from side_by_side import alternate, arguments, show, summarise, write_json
 
 from minillm.support import artifacts
 from minillm.support.huggingface_tokenizer import visible
@@ -47,38 +44,6 @@ def as_tiktoken(ours: Tokenizer) -> Any:
 
     ranks = {token: number for number, token in enumerate(ours.tokens)}
     return tiktoken.Encoding("ours", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
-
-
-def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each repeat."""
-    seconds = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def summarise(seconds: dict[str, list[float]], megabytes: float) -> dict[str, dict[str, float]]:
-    """Median and spread in seconds, and the median over repeats of our time over theirs."""
-    ours = next(iter(seconds.values()))
-    return {
-        name: {
-            "median_s": statistics.median(times),
-            "fastest_s": min(times),
-            "slowest_s": max(times),
-            "mb_per_s": megabytes / statistics.median(times),
-            "ours_over_this": statistics.median(a / b for a, b in zip(ours, times, strict=True)),
-        }
-        for name, times in seconds.items()
-    }
-
-
-def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    print(f"\n{title:<28} {'median s':>9} {'fastest':>9} {'slowest':>9} {'MB/s':>7} {'ours / this':>12}")
-    for name, row in rows.items():
-        print("{:<28} {:9.2f} {:9.2f} {:9.2f} {:7.1f} {:12.2f}".format(name, *row.values()))
 
 
 def gpt2_merges() -> list[str]:
@@ -117,12 +82,8 @@ def hugging_face_of(ours: Tokenizer, folder: Path) -> Any:
 
 
 def main() -> None:
-    import tempfile
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = arguments(__doc__, repeats=7)
+    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens to train (default: %(default)s)")
     options = parser.parse_args()
 
     texts = shakespeare()
@@ -150,12 +111,9 @@ def main() -> None:
         )
     summaries = {title: summarise(seconds, megabytes) for title, seconds in results.items()}
     for title, rows in summaries.items():
-        show(title, rows)
-    if options.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-        versions = {name: version(name) for name in ("regex", "tokenizers", "tiktoken")}
-        figures = {"megabytes": megabytes, "repeats": options.repeats, **machine, **versions, "results": summaries}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        show(title, rows, "MB")
+    packages = ("regex", "tokenizers", "tiktoken")
+    write_json(options.json, summaries, packages, megabytes=megabytes, repeats=options.repeats)
 
 
 if __name__ == "__main__":

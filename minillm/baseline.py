@@ -7,7 +7,8 @@ Pile, arXiv:2101.00027), section 3.1.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -23,16 +24,25 @@ def cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor, *positions:
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode; afterwards, in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
     """Nats summed over all targets that count, and their number, without training."""
-    was_training = model.training
-    model.eval()
     nats, tokens = 0.0, 0
-    for inputs, targets, *positions in batches:
-        nats += cross_entropy(model, inputs, targets, *positions).item()
-        tokens += int((targets != -100).sum())
-    model.train(was_training)
+    with evaluating(model):
+        for inputs, targets, *positions in batches:
+            nats += cross_entropy(model, inputs, targets, *positions).item()
+            tokens += int((targets != -100).sum())
     return nats, tokens
 
 

@@ -27,7 +27,7 @@ class Buffer:
         if kept is not None:
             self.start = max(self.start, self.end - kept)
         if self.data is None:
-            self.data = new.new_empty(*new.shape[:2], max(T, 64), new.shape[3])
+            self.data = self.empty_like(new, max(T, 64))
         if self.end + T > self.data.shape[2]:
             self.data = self.moved(2 * (self.end - self.start + T))
             self.start, self.end = 0, self.end - self.start
@@ -35,13 +35,18 @@ class Buffer:
         self.end += T
         return self.data[:, :, self.start : self.end]
 
-    def moved(self, capacity: int) -> Tensor:
-        """What is kept, at the beginning of a new tensor."""
+    def moved(self, capacity: int) -> Float[Tensor, "B K S D"]:
+        """What is kept, at the beginning of a larger tensor."""
         assert self.data is not None
-        B, K, _, D = self.data.shape
-        data = self.data.new_empty(B, K, capacity, D)
+        data = self.empty_like(self.data, capacity)
         data[:, :, : self.end - self.start] = self.data[:, :, self.start : self.end]
         return data
+
+    @staticmethod
+    @torch.inference_mode(False)  # what inference mode makes could not be written to outside of it
+    def empty_like(x: Float[Tensor, "B K T D"], capacity: int) -> Float[Tensor, "B K S D"]:
+        """A tensor of the same kind with room for `capacity` entries."""
+        return x.new_empty(*x.shape[:2], capacity, x.shape[3])
 
 
 class KVCache:

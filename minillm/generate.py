@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minillm.attention import Cache
+from minillm.baseline import evaluating
 
 
 Sample = Callable[[Tensor], Tensor]  # logits (B, V) to ids (B,)
@@ -124,18 +125,12 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[
     return ids, (torch.arange(T) - (T - lengths)[:, None]).clamp(min=-1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def last_logits(
     model: Any, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None, cache: Cache | None
 ) -> Float[Tensor, "B V"]:
-    """What the model says at the last position, without training."""
-    if not model.training:
-        return model(ids, positions, cache)[:, -1]
-    model.eval()
-    try:
-        return model(ids, positions, cache)[:, -1]
-    finally:
-        model.train()
+    """What the model says at the last position; nothing is recorded for gradients."""
+    return model(ids, positions, cache)[:, -1]
 
 
 def decode(
@@ -162,19 +157,20 @@ def decode(
     for row, prompt in zip(seen, prompts):
         row[torch.tensor(prompt)] = True
     new_ids, new_positions = ids, positions
-    for _ in range(max_new_tokens):
-        logits = last_logits(model, new_ids, new_positions, cache)
-        token = sample(penalise(logits, seen, repetition_penalty) if penalty else logits).to(device)
-        yield token.tolist()
-        if penalty:
-            seen.scatter_(1, token[:, None], True)
-        new_ids = token[:, None]
-        if new_positions is not None:
-            new_positions = new_positions[:, -1:] + 1
-        if cache is None:
-            new_ids = ids = torch.cat((ids, new_ids), dim=1)
-            if positions is not None and new_positions is not None:
-                new_positions = positions = torch.cat((positions, new_positions), dim=1)
+    with evaluating(model):
+        for _ in range(max_new_tokens):
+            logits = last_logits(model, new_ids, new_positions, cache)
+            token = sample(penalise(logits, seen, repetition_penalty) if penalty else logits).to(device)
+            yield token.tolist()
+            if penalty:
+                seen.scatter_(1, token[:, None], True)
+            new_ids = token[:, None]
+            if new_positions is not None:
+                new_positions = new_positions[:, -1:] + 1
+            if cache is None:
+                new_ids = ids = torch.cat((ids, new_ids), dim=1)
+                if positions is not None and new_positions is not None:
+                    new_positions = positions = torch.cat((positions, new_positions), dim=1)
 
 
 def generate(
