@@ -19,6 +19,24 @@ def _pyplot() -> Any:
     return plt
 
 
+def _draw_grid(axis: Any, array: np.ndarray, top: float) -> Any:
+    """Squares, dark where a number is large; thin white lines between them where there is room for lines."""
+    image = axis.imshow(array, cmap="Blues", vmin=min(0.0, float(np.nanmin(array))), vmax=top * 1.25, interpolation="nearest")
+    axis.tick_params(which="both", length=0)
+    axis.spines[:].set_visible(False)
+    if max(array.shape) <= 16:
+        axis.set_xticks(np.arange(array.shape[1] + 1) - 0.5, minor=True)
+        axis.set_yticks(np.arange(array.shape[0] + 1) - 0.5, minor=True)
+        axis.grid(which="minor", color="white", linewidth=1)
+    return image
+
+
+def _readable_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever stands out more (relative luminance, WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "white" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179 else "black"
+
+
 def show_grids(
     grids: Mapping[str, Any],
     rows: Sequence[str] | None = None,
@@ -39,7 +57,7 @@ def show_grids(
     )  # fmt: skip
     for axis, (title, array) in zip(axes[0], arrays.items()):
         top = float(np.nanmax(np.abs(array))) or 1.0
-        axis.imshow(array, cmap="Blues", vmin=min(0.0, float(np.nanmin(array))), vmax=top * 1.25, aspect="auto")
+        image = _draw_grid(axis, array, top)
         axis.set_title(title, fontsize=10)
         axis.set_xticks(range(array.shape[1]), columns or [str(s) for s in range(array.shape[1])], fontsize=8)
         axis.set_yticks(range(array.shape[0]), rows or [str(t) for t in range(array.shape[0])], fontsize=8)
@@ -47,14 +65,27 @@ def show_grids(
             axis.tick_params("x", rotation=90)
         axis.set_xlabel("key s", fontsize=9)
         axis.set_ylabel("query t", fontsize=9)
-        axis.set_xticks(np.arange(array.shape[1] + 1) - 0.5, minor=True)
-        axis.set_yticks(np.arange(array.shape[0] + 1) - 0.5, minor=True)
-        axis.grid(which="minor", color="white", linewidth=1)
-        axis.tick_params(which="both", length=0)
-        axis.spines[:].set_visible(False)
         if decimals is not None:
             for (t, s), number in np.ndenumerate(array):
-                axis.text(s, t, f"{number:.{decimals}f}", ha="center", va="center", fontsize=8)
+                colour = _readable_on(image.cmap(image.norm(number)))
+                axis.text(s, t, f"{number:.{decimals}f}", ha="center", va="center", fontsize=8, color=colour)
+    plt.show()
+
+
+def show_heads(maps: Any, size: float = 1.5) -> None:
+    """Draw the attention weights of all heads, (L, H, T, T), small: a row for each layer. Shows the figure."""
+    plt = _pyplot()
+    maps = np.asarray(maps, dtype=float)
+    L, H = maps.shape[:2]
+    _, axes = plt.subplots(L, H, figsize=(size * H + 0.4, size * L + 0.4), squeeze=False, layout="constrained")
+    for (layer, head), axis in np.ndenumerate(axes):
+        _draw_grid(axis, np.sqrt(maps[layer, head]), top=0.8)  # roots, or all but the largest weights would look white
+        axis.set(xticks=[], yticks=[])
+        axis.spines[["left", "bottom"]].set(visible=True, color=GREY, linewidth=0.5)
+        if layer == 0:
+            axis.set_title(f"head {head}", fontsize=9)
+        if head == 0:
+            axis.set_ylabel(f"layer {layer}", fontsize=9)
     plt.show()
 
 
