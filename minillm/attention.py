@@ -40,12 +40,12 @@ def attention_weights(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H S D"], mask: Bool[Tensor, "*M T S"]
 ) -> Float[Tensor, "B H T S"]:
     """How much each query looks at each key: not negative, and adding up to 1 over the keys."""
-    scores = q @ k.mT / math.sqrt(q.shape[-1])  # unit variance where q and k have it
+    scores = q @ k.mT / math.sqrt(q.shape[-1])  # variance 1 where q and k have it and are independent
     return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
 def split_heads(x: Float[Tensor, "B T HD"], head_dim: int) -> Float[Tensor, "B H T D"]:
-    """Cut the width into heads and put them beside the batch, where they no longer meet."""
+    """Cut the width into heads and put them beside the batch, so that `@` treats each head by itself."""
     return rearrange(x, "B T (H D) -> B H T D", D=head_dim)
 
 
@@ -103,14 +103,14 @@ def visible(
     """
     T = positions.shape[1]
     document = (key_positions == 0).cumsum(dim=1)
-    q, k = positions[:, :, None], key_positions[:, None, :]
-    seen = (k <= q) & ((k < 0) == (q < 0)) & (document[:, -T:, None] == document[:, None, :])
+    at, key_at = positions[:, :, None], key_positions[:, None, :]
+    seen = (key_at <= at) & ((key_at < 0) == (at < 0)) & (document[:, -T:, None] == document[:, None, :])
     if window is not None:
-        seen &= q - k < window
+        seen &= at - key_at < window
     return seen[:, None]
 
 
-def visibility(
+def mask_for(
     T: int, S: int, positions: Int[Tensor, "B T"] | None, key_positions: Int[Tensor, "B S"] | None, window: int | None
 ) -> Bool[Tensor, "*M T S"] | None:
     """The mask that attention needs, or None where plain causal attention says it all."""
@@ -185,5 +185,5 @@ class Attention(nn.Module):
         key_positions = positions
         if cache is not None:
             k, v, key_positions = cache.update(layer, k, v, positions)
-        mask = visibility(q.shape[2], k.shape[2], positions, key_positions, self.window)
+        mask = mask_for(q.shape[2], k.shape[2], positions, key_positions, self.window)
         return self.output(merge_heads(self.attend(q, k, v, mask if mask is None else mask.to(x.device))))

@@ -822,7 +822,7 @@ class Layer(nn.Module):
 @right("Attention")
 class NoMaskWhereNoneIsNeeded(Layer):
     def mask(self, T, S, positions, key_positions, cache):
-        return attention.visibility(T, S, positions, key_positions, self.window)
+        return attention.mask_for(T, S, positions, key_positions, self.window)
 
 
 @wrong("Attention", "output|projection")
@@ -1081,7 +1081,7 @@ class OtherNames(nn.Module):
         q, k, seen = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles), positions
         if cache is not None:
             k, v, seen = cache.update(layer, k, v, positions)
-        mask = attention.visibility(q.shape[2], k.shape[2], positions, seen, self.window)
+        mask = attention.mask_for(q.shape[2], k.shape[2], positions, seen, self.window)
         return self.o_proj(merge_heads(self.inner_product(q, k, v, mask)))
 
 

@@ -60,7 +60,8 @@ def test_every_head_has_its_place():
 
 
 def test_each_line_is_named_at_its_end():
-    show_lines({"one": ([1.0, 2.0], [3.0, 4.0]), "two": ([1.0, 2.0], [5.0, 6.0])}, "length (tokens)", "time (ms)", log="x")
+    lines = {"one": ([1.0, 2.0], [3.0, 4.0]), "two": ([1.0, 2.0], [5.0, 6.0])}
+    show_lines(lines, "length (tokens)", "time (ms)", log="x")
     (axis,) = plt.gcf().axes
     assert [(text.get_text(), text.xy) for text in axis.texts] == [("one", (2, 4)), ("two", (2, 6))]
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale(), axis.get_yscale()) == (

@@ -21,7 +21,8 @@ def _pyplot() -> Any:
 
 def _draw_grid(axis: Any, array: np.ndarray, top: float) -> Any:
     """Squares, dark where a number is large; thin white lines between them where there is room for lines."""
-    image = axis.imshow(array, cmap="Blues", vmin=min(0.0, float(np.nanmin(array))), vmax=top * 1.25, interpolation="nearest")
+    low = min(0.0, float(np.nanmin(array)))
+    image = axis.imshow(array, cmap="Blues", vmin=low, vmax=top * 1.25, interpolation="nearest")
     axis.tick_params(which="both", length=0)
     axis.spines[:].set_visible(False)
     if max(array.shape) <= 16:
@@ -43,18 +44,21 @@ def show_grids(
     columns: Sequence[str] | None = None,
     decimals: int | None = None,
     size: float = 2.6,
+    labels: tuple[str, str] = ("query t", "key s"),
 ) -> None:
     """Draw matrices side by side, dark where a number is large; `decimals` writes the numbers into the cells.
 
-    `rows` and `columns` label the axes, by default with t for queries and s for keys. Shows the figure.
+    `rows` and `columns` name the cells, by default with numbers; `labels` name the axes, downwards and to the right.
+    Shows the figure.
     """
     plt = _pyplot()
     arrays = {title: np.asarray(grid, dtype=float) for title, grid in grids.items()}
     tallest = max(a.shape[0] / a.shape[1] for a in arrays.values())
-    _, axes = plt.subplots(
+    figure, axes = plt.subplots(
         1, len(arrays), figsize=(size * len(arrays) + 0.6, size * max(tallest, 0.5) + 0.7), squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    figure.get_layout_engine().set(wspace=0.08)
     for axis, (title, array) in zip(axes[0], arrays.items()):
         top = float(np.nanmax(np.abs(array))) or 1.0
         image = _draw_grid(axis, array, top)
@@ -63,8 +67,8 @@ def show_grids(
         axis.set_yticks(range(array.shape[0]), rows or [str(t) for t in range(array.shape[0])], fontsize=8)
         if columns and max(map(len, columns)) > 3:
             axis.tick_params("x", rotation=90)
-        axis.set_xlabel("key s", fontsize=9)
-        axis.set_ylabel("query t", fontsize=9)
+        axis.set_xlabel(labels[1], fontsize=9)
+        axis.set_ylabel(labels[0], fontsize=9)
         if decimals is not None:
             for (t, s), number in np.ndenumerate(array):
                 colour = _readable_on(image.cmap(image.norm(number)))
