@@ -263,8 +263,8 @@ def train(
     `batches` yields (inputs, targets) or (inputs, targets, positions), each (B, T) int64; a target of -100 does not
     count. `loss(model, *batch)` returns a sum over the targets that count. `validate(model)` returns bits per byte, is
     called every `validate_every` steps and at the end. `start` is the state to go on from; the model's weights are the
-    caller's to restore. Raises Diverged, naming the step, before a loss or gradient that is not finite does damage;
-    ValueError if the batches end.
+    caller's to restore, and batches must draw from a random generator of their own. Raises Diverged, naming the step,
+    before a loss or gradient that is not finite does damage; ValueError if the batches end.
     """
     config, precision, loss = config or TrainConfig(), precision or Precision(), loss or cross_entropy
     optimizer = optimizer or default_optimizer(model, config)
