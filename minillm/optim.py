@@ -187,10 +187,10 @@ def cosine(done: float, final: float = 0.1) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
 
 
-def stable_decay(done: float, flat: float = 0.4) -> float:
+def stable_decay(done: float, flat: float = 0.2) -> float:
     """At 1 for the share `flat` of training, then in a straight line to 0.
 
-    >>> [round(stable_decay(x), 3) for x in (0.0, 0.4, 0.7, 1.0)]
+    >>> [round(stable_decay(x), 3) for x in (0.0, 0.2, 0.6, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
     """
     return 1.0 if done < flat else (1 - done) / (1 - flat)

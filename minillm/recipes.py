@@ -7,7 +7,7 @@ from typing import Any
 
 
 COMMON = {
-    "accumulation": 1, "lr": 0.01, "matrix_lr": 0.02, "seed": 0, "keep": 2, "save_seconds": 30.0,
+    "accumulation": 1, "lr": 0.004, "matrix_lr": 0.02, "seed": 0, "keep": 2, "save_seconds": 30.0,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

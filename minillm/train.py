@@ -42,7 +42,7 @@ class TrainConfig:
     max_seconds: float | None = None
     accumulation: int = 1
     matrix_lr: float = 0.02
-    lr: float = 0.01
+    lr: float = 0.004
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     schedule: str = "stable_decay"

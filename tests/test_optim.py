@@ -228,8 +228,8 @@ def test_warm_up_is_pytorchs():
 def test_stable_decay_is_flat_then_a_line_to_zero():
     shares = [i / 100 for i in range(101)]
     values = [stable_decay(share) for share in shares]
-    assert values[:41] == [1.0] * 41
-    slopes = [(b - a) / 0.01 for a, b in zip(values[40:], values[41:], strict=False)]
-    assert slopes == pytest.approx([-1 / 0.6] * 60)
+    assert values[:21] == [1.0] * 21
+    slopes = [(b - a) / 0.01 for a, b in zip(values[20:], values[21:], strict=False)]
+    assert slopes == pytest.approx([-1 / 0.8] * 80)
     assert values[-1] == 0
     assert stable_decay(0.75, flat=0.5) == 0.5

@@ -205,9 +205,8 @@ def test_a_run_has_as_many_steps_as_asked():
 
 def test_the_schedule_ends_with_the_run():
     steps = list(train(make_model(), make_batches(1), TrainConfig(steps=10, warmup_steps=4)))
-    flat_then_down = [1, 1, 1, 1, 1, *(x / 6 for x in (5, 4, 3, 2, 1))]
-    rising = [0.25, 0.5, 0.75, 1]
-    assert [s.lr_factor for s in steps] == pytest.approx(rising + flat_then_down[4:])
+    down = [x / 8 for x in (8, 7, 6, 5, 4, 3, 2, 1)]  # after two flat steps
+    assert [s.lr_factor for s in steps] == pytest.approx([0.25, 0.5, 0.75 * down[0], *down[1:]])
 
 
 def test_all_groups_follow_the_schedule_from_their_own_rate():
@@ -310,7 +309,7 @@ def test_a_time_budget_becomes_a_number_of_steps(monkeypatch):
     assert [s.seconds for s in steps] == pytest.approx([10] + [14 + 2 * i for i in range(51)])
     assert steps[-1].snapshot().total_steps == 52
     assert [s.lr_factor for s in steps[7:]] == pytest.approx(
-        [min(1, (i + 1) / 10) * (1 if i / 52 < 0.4 else (1 - i / 52) / 0.6) for i in range(7, 52)]
+        [min(1, (i + 1) / 10) * (1 if i / 52 < 0.2 else (1 - i / 52) / 0.8) for i in range(7, 52)]
     )
     assert steps[0].seconds_left is None
     assert steps[3].tokens_per_second == pytest.approx((steps[3].tokens - steps[2].tokens) / 2)
@@ -495,7 +494,7 @@ def test_one_batch_is_learnt_by_heart():
     batch = ids, (ids * 3 + 1) % V
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=V, n_layers=1, n_heads=2, d_model=16, max_seq_len=8))
-    losses = [s.loss for s in train(model, [batch], TrainConfig(steps=80))]
+    losses = [s.loss for s in train(model, [batch], TrainConfig(steps=200))]
     assert losses[0] == pytest.approx(math.log(V), rel=1e-4)
     assert losses[-1] < 0.02
 
