@@ -81,7 +81,7 @@ def attend_torch(
     v: Float[Tensor, "B K S D"],
     mask: Bool[Tensor, "*M T S"] | None = None,
 ) -> Float[Tensor, "B H T D"]:
-    """The same as `attend` by PyTorch's fused kernel, which never writes the (T, S) scores to memory."""
+    """The same as `attend` by PyTorch, whose fused kernels never write the (T, S) scores to memory."""
     T, S = q.shape[2], k.shape[2]
     if mask is None and 1 < T < S:
         mask = causal_mask(T, S).to(q.device)
