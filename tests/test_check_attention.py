@@ -132,6 +132,12 @@ def window_one_too_short(T, S, window=None):
     return mask if window is None else mask.triu(S - T - window + 2)
 
 
+@wrong("causal_mask", "window is ignored", "T or more")
+def window_compared_with_the_queries(T, S, window=None):
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    return mask if window is None or window >= T else mask.triu(S - T - window + 1)
+
+
 @wrong("causal_mask", "window", f"{LAST}|T is less than S")
 def window_from_the_first_key(T, S, window=None):
     mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)

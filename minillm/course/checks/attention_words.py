@@ -42,7 +42,11 @@ CAUSAL_WAYS: Ways = {
         "first": LAST,
         "recent": "the keys before the last T are hidden; they are the past of all queries",
     },
-    "window": WINDOW | {"first": f"the window is wrong where T is less than S: {LAST}"},
+    "window": WINDOW
+    | {
+        "wide": "the window is ignored where it is T or more: what limits it is the number of keys, S, not of queries",
+        "first": f"the window is wrong where T is less than S: {LAST}",
+    },
     "sign": SIGN,
 }
 VISIBLE_WAYS: Ways = {
@@ -114,6 +118,7 @@ def causal_rule(T: int, S: int, window: int | None, ways: dict[str, str]) -> Ten
     last, keys = torch.arange(S - T, S)[:, None], torch.arange(S)[None]
     queries = last - (S - T) if ways.get("align") == "first" else last
     way = ways.get("window")
+    window = None if way == "wide" and window is not None and window >= T else window
     seen = seen_by_order(queries, keys, ways.get("order"))
     if ways.get("align") == "recent":
         seen = seen & (keys >= S - T)
