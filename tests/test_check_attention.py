@@ -1975,21 +1975,10 @@ class NormsSwapped(Layer):
 
 @wrong("Attention", "norm")
 class NormsOfItsOwn(Layer):
-    def __init__(
-        self,
-        d_model,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        *,
-        window=None,
-        attend=attend_torch,
-        query_norm=None,
-        key_norm=None,
-    ):
-        super().__init__(d_model, n_heads, n_kv_heads, head_dim, window=window, attend=attend)
-        self.query_norm = nn.RMSNorm(head_dim)
-        self.key_norm = nn.RMSNorm(head_dim)
+    def __init__(self, *sizes, query_norm=None, key_norm=None, **others):
+        super().__init__(*sizes, **others)
+        self.query_norm = nn.RMSNorm(self.head_dim)
+        self.key_norm = nn.RMSNorm(self.head_dim)
 
 
 @wrong("Attention", "order|\\(D H\\)|side|interleav")

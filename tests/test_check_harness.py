@@ -1,9 +1,11 @@
 """The harness of the checks: whatever a candidate does, there is one line about it, and the next one is checked."""
 
+import math
 import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,9 +260,18 @@ def test_same_refuses(actual, expected):
         same(actual, expected, "differs")
 
 
-def test_same_accepts():
-    same((torch.tensor([1, 2]), 1.0), [torch.tensor([1, 2]), 1.0 + 1e-9], "differs")
-    same(torch.tensor([float("nan"), -float("inf")]), torch.tensor([float("nan"), -float("inf")]), "differs")
+@pytest.mark.parametrize(
+    ("actual", "expected", "other"),
+    [
+        ((torch.tensor([1, 2]), 1.0), [torch.tensor([1, 2]), 1.0 + 1e-9], [torch.tensor([1, 2]), 1.01]),
+        (torch.tensor([math.nan, -math.inf]), torch.tensor([math.nan, -math.inf]), torch.tensor([math.nan, math.inf])),
+    ],
+    ids=["rounding", "not a number"],
+)
+def test_same_accepts_what_is_equal_and_nothing_near_it(actual: Any, expected: Any, other: Any):
+    assert same(actual, expected, "differs") is None
+    with pytest.raises(Mistake, match="differs"):
+        same(actual, other, "differs")
 
 
 def test_an_error_of_the_check_itself_is_not_blamed_on_a_line_of_the_candidate():

@@ -35,7 +35,7 @@ from minillm.runs import (
 )
 from minillm.support.files import DiskFullError
 from minillm.tokenizer import Tokenizer
-from minillm.train import Diverged
+from minillm.train import Diverged, TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,11 @@ def losses(directory: Path) -> list[float]:
 
 def begin(texts: Path, folder: Path, name: str = "run", **changes) -> runs.Run:
     return start_run(recipe("tiny", corpus=str(texts), **{"steps": 12, **changes}), folder, name)
+
+
+@pytest.mark.parametrize("name", ["accumulation", "lr", "matrix_lr", "seed"])
+def test_what_the_presets_say_of_training_is_its_default(name: str):
+    assert {preset[name] for preset in PRESETS.values()} == {getattr(TrainConfig(), name)}
 
 
 def test_presets_are_whole_recipes():

@@ -239,3 +239,10 @@ def test_wheel_trains_and_says_how_to_get_the_picture(installed: Path, tmp_path:
     assert "No picture of the curves: matplotlib is not installed: pip install 'minillm-course[course]'" in done.stderr
     assert "bits per byte" in done.stdout
     assert not (tmp_path / "runs" / "tiny-1" / "loss.png").exists()
+
+
+def test_notebooks_are_not_run_with_another_figure_backend():
+    """With one, a notebook shows no figures, and each that has some would differ from its outputs."""
+    show = ["make", "-s", "--eval", "backend: ; @echo [$$MPLBACKEND]", "backend"]
+    done = subprocess.run(show, cwd=ROOT, env={**os.environ, "MPLBACKEND": "Agg"}, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
